@@ -1,0 +1,1 @@
+"""Programs that measure. Nothing here is a test."""

@@ -1,0 +1,1 @@
+"""The encoder service: media in, embeddings out."""

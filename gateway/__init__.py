@@ -1,0 +1,1 @@
+"""The gateway: the OpenAI chat format in front of encoders and LLMs."""

@@ -1,0 +1,1 @@
+"""The LLM service: prompts and embeddings in, tokens out."""

@@ -1,0 +1,1 @@
+"""DECIDE: sequences, blocks, schedule, loop. Knows no model and needs no torch."""

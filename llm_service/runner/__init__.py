@@ -1,0 +1,1 @@
+"""COMPUTE: a scheduled batch to sampled tokens. Knows no requests."""

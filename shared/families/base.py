@@ -1,0 +1,272 @@
+"""What a model family is: the two halves of a checkpoint, apart.
+
+A family file implements these protocols once for one or several `model_type`s.
+The encoder service uses `Preprocessor` (in worker processes) and `Tower`; the
+LLM service uses `PromptLayout` (in its front) and `LanguageModel` (in its
+engine). Nobody holds both halves.
+
+This module knows the shapes of the contract. It knows no model, and importing
+it imports neither torch nor transformers, as worker processes and the LLM
+service's front need neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+Modality = Literal["image", "video", "audio"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Patches of an item before any merging: frames, rows, columns."""
+
+    time: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class MediaInfo:
+    """The layout of an item's rows in a prompt.
+
+    Attributes:
+        row_count: embedding rows that the item yields, at least 1.
+        grid: the patch grid, for families that have one.
+        image_size: height and width of the picture in pixels, where known.
+    """
+
+    row_count: int
+    grid: Grid | None = None
+    image_size: tuple[int, int] | None = None
+
+
+@dataclass(slots=True)
+class Features:
+    """One preprocessed item: what a tower reads. Crosses a process boundary.
+
+    Attributes:
+        info: the layout of the rows to come.
+        arrays: inputs of the tower by name, for example `pixel_values`
+            float32 (patches, channels x patch area).
+        token_cost: size of the item in the tower's own tokens (patches), for
+            the batcher's budget.
+    """
+
+    info: MediaInfo
+    arrays: dict[str, npt.NDArray[Any]]
+    token_cost: int
+
+
+@dataclass(slots=True)
+class RawTensor:
+    """A tensor as it came off the wire or out of a file, not yet trusted.
+
+    Attributes:
+        data_type: "float32", "float16", "bfloat16" or "int64".
+        shape: sizes, outermost first.
+        data: little-endian row-major bytes, exactly as many as type and shape
+            imply. bfloat16 has no NumPy dtype, hence bytes.
+    """
+
+    data_type: str
+    shape: tuple[int, ...]
+    data: bytes | memoryview
+
+
+@dataclass(slots=True)
+class EncodedItem:
+    """One item's embeddings: named tensors whose dimension 0 counts rows."""
+
+    info: MediaInfo
+    tensors: dict[str, RawTensor]
+
+
+class Preprocessor(Protocol):
+    """Media to features, on the CPU, without weights."""
+
+    def preprocess_image(self, picture: Image.Image, settings: Mapping[str, Any]) -> Features:
+        """Turns an RGB picture into features, with the checkpoint's own processor.
+
+        Raises:
+            BadMediaError: the picture cannot be processed (extreme aspect ratio).
+            InvalidRequestError: a setting that the family does not have.
+        """
+        ...
+
+    def accept_embeddings(self, fields: Mapping[str, RawTensor]) -> EncodedItem:
+        """Checks precomputed embeddings and lays them out.
+
+        Raises:
+            BadEmbeddingsError: unknown or missing field, wrong rank, hidden
+                size, rows (against the grid), element type, or a value that is
+                not finite.
+        """
+        ...
+
+
+class Tower(Protocol):
+    """The encoder half with its weights."""
+
+    hidden_size: int
+    """Width of an output row, in elements."""
+
+    def encode(self, batch: Sequence[Features]) -> list[dict[str, torch.Tensor]]:
+        """Runs the tower on several items at once.
+
+        Returns:
+            One dict per item: named tensors (row_count, width), on the tower's
+            device and in its dtype. The main one is "image_embeds".
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The run of placeholder tokens that one item's rows fill.
+
+    Attributes:
+        item: index of the item among the prompt's media.
+        start: first position in the expanded prompt.
+        length: number of rows.
+        splittable: False where a prefill chunk may not cut the span.
+    """
+
+    item: int
+    start: int
+    length: int
+    splittable: bool = True
+
+
+@dataclass(slots=True)
+class ExpandedPrompt:
+    """A prompt with its placeholders grown to spans.
+
+    Attributes:
+        token_ids: all tokens, placeholders repeated once per row.
+        spans: where each item's rows go, in order, not overlapping.
+        positions: int64 (axes, tokens) rotary positions; axes is 1 or 3 (M-RoPE:
+            time, height, width).
+        next_position: the position, on every axis, of the first generated
+            token; later ones count up from it.
+    """
+
+    token_ids: list[int]
+    spans: list[Span]
+    positions: npt.NDArray[np.int64]
+    next_position: int
+
+
+class PromptLayout(Protocol):
+    """Placeholders and positions, without weights."""
+
+    def placeholder_ids(self) -> Mapping[Modality, int]:
+        """The token id that stands for one item of each modality in a rendered prompt."""
+        ...
+
+    def placeholder_text(self, modality: Modality) -> str:
+        """What a chat template that takes plain strings needs in a message for one item."""
+        ...
+
+    def expand(self, token_ids: Sequence[int], media: Sequence[MediaInfo]) -> ExpandedPrompt:
+        """Grows each placeholder to its item's rows and computes positions.
+
+        Raises:
+            InvalidRequestError: placeholders and media differ in number.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """What the paged KV cache must hold for a language model."""
+
+    layer_count: int
+    kv_head_count: int
+    head_dim: int
+
+
+class LanguageModel(Protocol):
+    """The LLM half with its weights: Hugging Face modeling code on a flat batch."""
+
+    hidden_size: int
+    vocabulary_size: int
+    kv_layout: KvLayout
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """int64 (tokens,) to (tokens, hidden). Placeholder ids give rows to be overwritten."""
+        ...
+
+    def forward(self, inputs_embeds: torch.Tensor, positions: torch.Tensor, **attention: Any) -> torch.Tensor:
+        """Runs the decoder on a flattened batch.
+
+        Args:
+            inputs_embeds: (tokens, hidden).
+            positions: int64 (axes, tokens).
+            attention: handed through the modeling code to the registered
+                attention function on every layer.
+
+        Returns:
+            Final hidden states, normalised, (tokens, hidden).
+        """
+        ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(tokens, hidden) to float32 (tokens, vocabulary)."""
+        ...
+
+
+class Family(Protocol):
+    """One model family for one checkpoint folder: a factory of its parts.
+
+    Each part is made in the process that needs it; making one reads only the
+    tensors that it holds.
+    """
+
+    model_type: str
+    modalities: tuple[Modality, ...]
+
+    def preprocessor(self) -> Preprocessor: ...
+
+    def tower(self, device: torch.device, dtype: torch.dtype) -> Tower: ...
+
+    def prompt_layout(self) -> PromptLayout: ...
+
+    def language_model(
+        self, device: torch.device, dtype: torch.dtype, attention_name: str
+    ) -> LanguageModel:
+        """Loads the LLM half with the registered attention function `attention_name`."""
+        ...
+
+    def context_length(self) -> int:
+        """Positions that the language model was configured for."""
+        ...
+
+    def hidden_size(self) -> int:
+        """Width of an embedding row that the language model takes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint folder that was found and read, its weights not yet.
+
+    Attributes:
+        folder: local folder with config.json and safetensors.
+        config: config.json as it stands.
+        generation_config: generation_config.json, or {}.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    generation_config: dict[str, Any] = field(default_factory=dict)
