@@ -42,12 +42,14 @@ class MediaInfo:
 
     Attributes:
         row_count: embedding rows that the item yields, at least 1.
-        grid: the patch grid, for families that have one.
+        grids: the patch grids, for families that have them: one for a media
+            file, n for precomputed embeddings of n pictures in one item, whose
+            rows stand one after the other.
         image_size: height and width of the picture in pixels, where known.
     """
 
     row_count: int
-    grid: Grid | None = None
+    grids: tuple[Grid, ...] = ()
     image_size: tuple[int, int] | None = None
 
 

@@ -108,14 +108,15 @@ class MediaInfo(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ROW_COUNT_FIELD_NUMBER: _builtins.int
-    GRID_FIELD_NUMBER: _builtins.int
+    GRIDS_FIELD_NUMBER: _builtins.int
     IMAGE_SIZE_FIELD_NUMBER: _builtins.int
     row_count: _builtins.int
     """Number of embedding rows that the item yields, at least 1."""
     @_builtins.property
-    def grid(self) -> Global___Grid:
-        """The patch grid (frames, height, width), in patches before any merging.
-        Unset for families that have none.
+    def grids(self) -> _containers.RepeatedCompositeFieldContainer[Global___Grid]:
+        """The patch grids (frames, height, width), in patches before any merging: one
+        for a media file, n for precomputed embeddings of n pictures in one item,
+        whose rows stand one after the other. Empty for families that have none.
         """
 
     @_builtins.property
@@ -128,12 +129,12 @@ class MediaInfo(_message.Message):
         self,
         *,
         row_count: _builtins.int = ...,
-        grid: Global___Grid | None = ...,
+        grids: _abc.Iterable[Global___Grid] | None = ...,
         image_size: Global___Size | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid", "image_size", b"image_size"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image_size", b"image_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid", "image_size", b"image_size", "row_count", b"row_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grids", b"grids", "image_size", b"image_size", "row_count", b"row_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
