@@ -1,0 +1,61 @@
+# `make up` on a bare machine installs what it needs and serves the bundled model.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+PROTO_SOURCES := $(shell find protos -name '*.proto' | sort)
+ARGS ?=
+
+.PHONY: help install up test check format protos percept-tiny eval-tiny bench-memory docs clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+install: $(STAMP) ## Make .venv with everything
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found. Install one (Debian: apt-get install python3.11 python3.11-venv), or name it: make install PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) cannot make a virtual environment. Debian: apt-get install $(notdir $(PYTHON))-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --progress-bar on -e '.[dev]'
+	@touch $@
+	@echo "Installed. Start with: make up"
+
+up: $(STAMP) ## Serve the bundled model on http://127.0.0.1:8000 (more flags: make up ARGS='--port 9000')
+	@exec $(BIN)/percept up $(ARGS)
+
+test: $(STAMP) ## Run all tests (some: make test ARGS='tests/unit -x')
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## Lint, format, types and the floors of the architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(STAMP) ## Generate the gRPC code again
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. \
+		--mypy_out=. --mypy_grpc_out=. \
+		--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc $(PROTO_SOURCES)
+	@rm -f $(patsubst %.proto,%_pb2_grpc.py,$(shell grep -L '^service' $(PROTO_SOURCES))) \
+		$(patsubst %.proto,%_pb2_grpc.pyi,$(shell grep -L '^service' $(PROTO_SOURCES)))
+
+percept-tiny: $(STAMP) ## Train the bundled model again (two hours on 2 cores; resumes)
+	$(BIN)/python -m models.training.train $(ARGS)
+
+eval-tiny: $(STAMP) ## Measure the bundled model's accuracy through the gateway
+	$(BIN)/python -m benchmarks.eval_tiny $(ARGS)
+
+bench-memory: $(STAMP) ## Measure the resident memory of encoder and LLM apart
+	$(BIN)/python -m benchmarks.memory $(ARGS)
+
+docs: $(STAMP) ## Write docs/configuration.md from the settings again
+	$(BIN)/python -m percept.configuration_page docs/configuration.md
+
+clean: ## Remove the environment and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,327 @@
+"""Settings: one declaration gives the field, the flag, the variable and the file key.
+
+A service declares a frozen subclass of `ServiceSettings`; `load_settings` fills
+it from flags, `PERCEPT_*` variables, a TOML or YAML file and the defaults, the
+earlier over the later. A text of a flag or a variable means the same as the
+value in a file. What is unknown or malformed is a `SettingsError` that names
+its source; nothing is ignored silently.
+
+Knows how settings are found, parsed and written. Does not know what any setting
+means, nor the command line that reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+PREFIX = "PERCEPT_"
+"""Prefix of the environment variables that are settings."""
+
+
+class SettingsError(Exception):
+    """Settings that cannot be used. `str(error)` has one line for each mistake."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = list(mistakes)
+
+
+def _split_list(value: Any) -> Any:
+    """Takes "a,b" for ("a", "b"); leaves anything else to the type's own check."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _split_counts(value: Any) -> Any:
+    """Takes "image=4,video=0" or JSON for {"image": 4, "video": 0}."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"broken JSON: {error}") from error
+    counts: dict[str, Any] = {}
+    for part in _split_list(value):
+        name, separator, count = part.partition("=")
+        if not separator:
+            raise ValueError('write it as "image=4", or as JSON: {"image": 4}')
+        counts[name.strip()] = count.strip()
+    return counts
+
+
+CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
+"""A tuple of texts, written "a,b" in flags and variables, as a list in files."""
+
+ModalityName = Literal["image", "video", "audio"]
+
+ItemLimits = Annotated[dict[ModalityName, Annotated[int, Field(ge=0)]], BeforeValidator(_split_counts)]
+"""How many items of a modality one prompt may hold: "image=4" or {"image": 4}."""
+
+Device = Literal["auto", "cpu", "cuda"]
+DataTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class ServiceSettings(BaseSettings):
+    """Base of every service's settings; every field carries a description.
+
+    Constructing one directly takes the arguments and the defaults only, so that
+    tests do not depend on the environment: `load_settings` reads all sources.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        enable_decoding=False,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+
+    log_level: LogLevel = Field("info", description="Least severe log lines that are written.")
+    default_deadline_s: float = Field(
+        600.0, gt=0, description="Deadline of a call whose caller set none, in seconds."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leaves the arguments as the only source; see `load_settings`."""
+        return (init_settings,)
+
+
+SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
+
+
+def flag_name(field: str) -> str:
+    """The command-line flag of a field, for example "--max-num-seqs"."""
+    return "--" + field.replace("_", "-")
+
+
+def variable_name(field: str) -> str:
+    """The environment variable of a field, for example "PERCEPT_MAX_NUM_SEQS"."""
+    return PREFIX + field.upper()
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Reads a TOML or YAML file. Keys may be written with "-" or "_".
+
+    Returns: its content, the keys of the first two levels with "_".
+
+    Raises:
+        SettingsError: the file is missing, broken or no table.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise SettingsError([f"--config {path}: {error}"]) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError([f"--config {path}: the file must hold names and values"])
+    return _with_underscores(content, depth=2)
+
+
+def _with_underscores(table: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+    return {
+        str(key).replace("-", "_"): _with_underscores(value, depth - 1)
+        if depth > 1 and isinstance(value, dict)
+        else value
+        for key, value in table.items()
+    }
+
+
+def load_settings(
+    settings_class: type[SettingsT],
+    flags: Mapping[str, Any],
+    *,
+    section: str,
+    config: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> SettingsT:
+    """Builds a service's settings: flags over variables over the file over defaults.
+
+    Args:
+        flags: field name to text (or value) of the flags that were given; None is
+            a flag that was not given.
+        section: the table of the file that holds this service's own settings; it
+            goes before the file's top level.
+        config: content of the file, as `read_config_file` returns it.
+        environment: variables; those of this process when None.
+
+    Raises:
+        SettingsError: a value is malformed or out of range, or a required one is
+            missing. One line for each.
+    """
+    config = config or {}
+    own_table = config.get(section, {})
+    sources: list[tuple[str, Mapping[str, Any], bool]] = [
+        ("file", {**config, **(own_table if isinstance(own_table, dict) else {})}, True),
+        ("variable", _from_environment(settings_class, environment), False),
+        ("flag", {name: value for name, value in flags.items() if value is not None}, False),
+    ]
+    values: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    mistakes: list[str] = []
+    for source, given, typed in sources:
+        for field, info in settings_class.model_fields.items():
+            if field not in given:
+                continue
+            names[field] = _name_in(source, field)
+            try:
+                values[field] = _parse(info, given[field], typed=typed)
+            except ValidationError as error:
+                mistakes.extend(_explain(names[field], error))
+    if mistakes:
+        raise SettingsError(mistakes)
+    try:
+        return settings_class(**values)
+    except ValidationError as error:
+        raise SettingsError(_explain_whole(names, error)) from error
+
+
+def _from_environment(
+    settings_class: type[ServiceSettings], environment: Mapping[str, str] | None
+) -> dict[str, Any]:
+    source = EnvSettingsSource(settings_class)
+    if environment is not None:
+        source.env_vars = {name.lower(): text for name, text in environment.items() if text}
+    return source()
+
+
+def _name_in(source: str, field: str) -> str:
+    if source == "flag":
+        return flag_name(field)
+    if source == "variable":
+        return variable_name(field)
+    return f'"{field.replace("_", "-")}" in the --config file'
+
+
+def _parse(info: FieldInfo, value: Any, *, typed: bool) -> Any:
+    """Parses one value: strictly where the source has types, by text where it has none."""
+    annotation: Any = Annotated[info.rebuild_annotation(), info]
+    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+    if typed:
+        # JSON's strict rules are the file's: no text for a number, no number for a flag.
+        return adapter.validate_json(json.dumps(value, default=str), strict=True)
+    return adapter.validate_python(value)
+
+
+def _explain(name: str, error: ValidationError) -> list[str]:
+    lines = []
+    for mistake in error.errors(include_url=False):
+        message = mistake["msg"].removeprefix("Value error, ")
+        lines.append(f"{name}: {message[:1].lower()}{message[1:]} (it is {_shown(mistake['input'])})")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _explain_whole(names: Mapping[str, str], error: ValidationError) -> list[str]:
+    lines = []
+    for mistake in error.errors(include_url=False):
+        field = str(mistake["loc"][0]) if mistake["loc"] else ""
+        message = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "missing":
+            lines.append(f"{flag_name(field)} is required: give the flag or set {variable_name(field)}")
+        elif field:
+            lines.append(f"{names.get(field, flag_name(field))}: {message}")
+        else:
+            lines.append(message)
+    return lines
+
+
+def check_names(
+    classes: Mapping[str, type[ServiceSettings]],
+    *,
+    config: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Refuses variables and file keys that no service knows.
+
+    One environment and one file may serve all services, so a name is unknown only
+    when none of `classes` (section name to settings class) has it.
+
+    Raises:
+        SettingsError: names each unknown one, and the nearest known.
+    """
+    known = {field for settings_class in classes.values() for field in settings_class.model_fields}
+    variables = {variable_name(field) for field in known} | {PREFIX + "CONFIG"}
+    environment = os.environ if environment is None else environment
+    mistakes = [
+        f"{name}: no setting has this name{_nearest(name, variables)}; unset it"
+        for name in sorted(environment)
+        if name.upper().startswith(PREFIX) and name.upper() not in variables
+    ]
+    for key, value in (config or {}).items():
+        if key in classes and isinstance(value, dict):
+            own = set(classes[key].model_fields)
+            mistakes.extend(_unknown_key(f"{key}.{name}", name, own) for name in value if name not in own)
+        elif key not in known:
+            mistakes.append(_unknown_key(key, key, known))
+    if mistakes:
+        raise SettingsError(mistakes)
+
+
+def _unknown_key(shown: str, key: str, known: Iterable[str]) -> str:
+    return f'"{shown}" in the --config file: no setting has this name{_nearest(key, known)}; remove it'
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def to_environment(settings: ServiceSettings) -> dict[str, str]:
+    """Writes settings as variables that `load_settings` reads back to the same.
+
+    Fields at their defaults are left out.
+    """
+    variables = {}
+    for field, info in type(settings).model_fields.items():
+        value = getattr(settings, field)
+        if value is None or (not info.is_required() and value == info.get_default(call_default_factory=True)):
+            continue
+        variables[variable_name(field)] = to_text(value)
+    return variables
+
+
+def to_text(value: Any) -> str:
+    """Writes a setting's value the way that flags and variables take it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple | list):
+        return ",".join(str(part) for part in value)
+    if isinstance(value, dict):
+        return ",".join(f"{name}={count}" for name, count in value.items())
+    return str(value)
