@@ -1,0 +1,158 @@
+"""A sequence: one completion inside the engine, from its prompt to its last token.
+
+Knows its tokens, where its media lie, how far it is computed and which blocks
+it holds. Does not know the pool, the schedule or the model; the runner reads
+it and never writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_service.engine.messages import AddSequence, SamplingSettings, SpanMessage, StoppingSettings
+
+FinishReason = Literal["stop", "length"]
+
+
+class Sequence:
+    """One completion.
+
+    Attributes:
+        token_ids: prompt, then generated tokens: all that is known.
+        prompt_length: tokens of the expanded prompt.
+        spans: placeholder runs in order of `start`.
+        positions: int64 (axes, prompt_length) rotary positions of the prompt.
+        next_position: position of the first generated token, on every axis.
+        computed_count: leading tokens whose keys and values are in the blocks.
+        block_table: block ids, the first for tokens 0 to block size - 1.
+        block_hashes: content hashes of the leading full blocks, as far as
+            they were asked for.
+        cached_count: prompt tokens that the prefix cache served at first, or
+            None before the first blocks.
+        yield_count: times that it gave its blocks up while it waited for rows.
+        held_up: True after a step in which an unsplittable span found too
+            little of the token budget; such a sequence goes first.
+        asked: keys that were asked for with `RowsNeeded` and not closed since.
+        unused: keys whose rows are not all in the blocks, for `RowsUsed`.
+        scheduled_at, first_token_at: monotonic seconds, or None before.
+    """
+
+    def __init__(self, message: AddSequence) -> None:
+        self.sequence_id = message.sequence_id
+        self.arrival = message.arrival
+        self.token_ids: list[int] = np.frombuffer(message.token_ids, dtype="<i4").tolist()
+        self.prompt_length = len(self.token_ids)
+        self.positions = _read_positions(message, self.prompt_length)
+        self.next_position = message.next_position
+        self.spans: list[SpanMessage] = message.spans
+        self.sampling: SamplingSettings = message.sampling
+        self.stopping: StoppingSettings = message.stopping
+        _check_spans(self.spans, self.prompt_length)
+
+        self.computed_count = 0
+        self.block_table: list[int] = []
+        self.block_hashes: list[bytes] = []
+        self.cached_count: int | None = None
+        self.yield_count = 0
+        self.held_up = False
+        self.asked: set[str] = set()
+        self.unused: set[str] = {span.key for span in self.spans}
+        self.scheduled_at: float | None = None
+        self.first_token_at: float | None = None
+
+        self._stop_token_ids = frozenset(self.stopping.stop_token_ids)
+        self._media_end = self.spans[-1].start + self.spans[-1].length if self.spans else 0
+
+    @property
+    def age(self) -> tuple[float, int]:
+        """Sorts sequences, the oldest first."""
+        return (self.arrival, self.sequence_id)
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """The generated tokens."""
+        return self.token_ids[self.prompt_length :]
+
+    @property
+    def output_count(self) -> int:
+        """Number of generated tokens."""
+        return len(self.token_ids) - self.prompt_length
+
+    @property
+    def masked_token_ids(self) -> list[int]:
+        """Tokens that the sampler must not choose next: stop tokens before `min_token_count`."""
+        if self.output_count < self.stopping.min_token_count:
+            return self.stopping.stop_token_ids
+        return []
+
+    def positions_of(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        """Rotary positions of tokens `start` to `start + count - 1`: int64 (axes, count)."""
+        axes = self.positions.shape[0]
+        end = start + count
+        prompt = self.positions[:, start : min(end, self.prompt_length)]
+        if end <= self.prompt_length:
+            return prompt
+        first = self.next_position + max(start - self.prompt_length, 0)
+        generated = np.arange(first, self.next_position + end - self.prompt_length, dtype=np.int64)
+        return np.concatenate([prompt, np.broadcast_to(generated, (axes, len(generated)))], axis=1)
+
+    def ceiling(self, ready_row_count: Callable[[str], int], start: int | None = None) -> int:
+        """How many leading tokens can be computed with the rows that are there.
+
+        Args:
+            ready_row_count: leading rows of an item that can be read, by key.
+            start: tokens that need no rows any more; by default those computed.
+        """
+        done = self.computed_count if start is None else start
+        if done >= self._media_end:
+            return len(self.token_ids)
+        for span in self.spans:
+            if span.start + span.length <= done:
+                continue
+            ready = ready_row_count(span.key)
+            if ready < span.length:
+                return max(done, span.start + (ready if span.splittable else 0))
+        return len(self.token_ids)
+
+    def clip(self, start: int, end: int) -> int:
+        """Largest chunk end up to `end` that cuts no unsplittable span; may be `start`."""
+        if start >= self._media_end:
+            return end
+        for span in self.spans:
+            if not span.splittable and span.start < end < span.start + span.length:
+                return max(start, span.start)
+        return end
+
+    def keys_beyond(self, count: int) -> list[str]:
+        """Keys of the items that have rows at or after token `count`, each once, in order."""
+        if count >= self._media_end:
+            return []
+        return list(dict.fromkeys(span.key for span in self.spans if span.start + span.length > count))
+
+    def finish_reason(self, max_model_len: int) -> FinishReason | None:
+        """Why the sequence ends with its last token, or None where it goes on."""
+        count = self.output_count
+        if self.token_ids[-1] in self._stop_token_ids and count > self.stopping.min_token_count:
+            return "stop"
+        if count >= self.stopping.max_token_count or len(self.token_ids) >= max_model_len:
+            return "length"
+        return None
+
+
+def _read_positions(message: AddSequence, prompt_length: int) -> npt.NDArray[np.int64]:
+    flat = np.frombuffer(message.positions, dtype="<i4").astype(np.int64)
+    if prompt_length == 0 or message.axes < 1 or len(flat) != message.axes * prompt_length:
+        raise ValueError(f"{len(flat)} positions for {message.axes} axes of {prompt_length} tokens")
+    return flat.reshape(message.axes, prompt_length)
+
+
+def _check_spans(spans: list[SpanMessage], prompt_length: int) -> None:
+    end = 0
+    for span in spans:
+        if span.start < end or span.length < 1 or span.start + span.length > prompt_length:
+            raise ValueError(f"span {span.start}+{span.length} in a prompt of {prompt_length} tokens")
+        end = span.start + span.length
