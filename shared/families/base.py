@@ -135,19 +135,22 @@ class Tower(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The run of placeholder tokens that one item's rows fill.
+    """A run of placeholder tokens that rows of one item fill.
 
     Attributes:
-        item: index of the item among the prompt's media.
+        item: index of the item among the prompt's media. An item of several
+            pictures has as many spans.
         start: first position in the expanded prompt.
         length: number of rows.
         splittable: False where a prefill chunk may not cut the span.
+        first_row: the item's row that fills the first position.
     """
 
     item: int
     start: int
     length: int
     splittable: bool = True
+    first_row: int = 0
 
 
 @dataclass(slots=True)
