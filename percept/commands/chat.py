@@ -1,0 +1,149 @@
+"""`percept chat`: one question to a running gateway, the answer as it comes.
+
+Knows the OpenAI API as any client does. Imports no service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import mimetypes
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+
+TIMEOUT_S = 600.0
+CONNECT_TIMEOUT_S = 5.0
+
+
+class ChatError(Exception):
+    """The question could not be answered. `str(error)` says why."""
+
+
+def chat(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image", help="Picture to ask about: a file or a URL. May be repeated.", metavar="FILE"
+        ),
+    ] = None,
+    url: Annotated[str, typer.Option(help="The gateway.")] = "http://127.0.0.1:8000",
+    model: Annotated[
+        str | None, typer.Option(help="Served model name; the gateway's first if unset.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="PERCEPT_API_KEY", help="Key, where the gateway asks for one.")
+    ] = None,
+) -> None:
+    """Asks the gateway and writes the answer as it comes."""
+    options = {"model": model, "max_completion_tokens": max_tokens, "temperature": temperature}
+    try:
+        body = build_body(question, image or [], system, options)
+        asyncio.run(_print_answer(url.rstrip("/").removesuffix("/v1"), body, api_key))
+    except ChatError as error:
+        print(f"percept chat: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def build_body(
+    question: str, images: list[str], system: str | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Builds the request: pictures first, then the question.
+
+    Raises:
+        ChatError: a picture's file cannot be read.
+    """
+    content: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": _as_url(image)}} for image in images
+    ]
+    content.append({"type": "text", "text": question})
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    given = {name: value for name, value in options.items() if value is not None}
+    return {"messages": messages, "stream": True, **given}
+
+
+def _as_url(image: str) -> str:
+    if image.startswith(("http://", "https://", "data:")):
+        return image
+    path = Path(image)
+    try:
+        payload = path.read_bytes()
+    except OSError as error:
+        raise ChatError(f"--image {image}: {error.strerror}") from error
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(payload).decode()}"
+
+
+async def _print_answer(url: str, body: dict[str, Any], api_key: str | None) -> None:
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    ended = False
+    async for text in stream_answer(url, body, headers):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        ended = text.endswith("\n")
+    if not ended:
+        sys.stdout.write(os.linesep)
+
+
+async def stream_answer(url: str, body: dict[str, Any], headers: dict[str, str]) -> AsyncIterator[str]:
+    """Yields the answer's text piece by piece.
+
+    Raises:
+        ChatError: no gateway there, a refusal, or an answer that broke off.
+    """
+    timeout = httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+    try:
+        async with (
+            httpx.AsyncClient(timeout=timeout) as client,
+            client.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers) as response,
+        ):
+            if response.status_code != httpx.codes.OK:
+                await response.aread()
+                raise ChatError(_refusal(response))
+            async for text in _texts(response):
+                yield text
+    except httpx.ConnectError as error:
+        raise ChatError(f"no gateway at {url}: {error}. Start one with: percept up") from error
+    except httpx.HTTPError as error:
+        raise ChatError(f"{url}: {type(error).__name__} {error}".rstrip()) from error
+
+
+async def _texts(response: httpx.Response) -> AsyncIterator[str]:
+    """Reads server-sent events up to [DONE]."""
+    async for line in response.aiter_lines():
+        if not line.startswith("data:"):
+            continue
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            return
+        event = json.loads(data)
+        if "error" in event:
+            raise ChatError(str(event["error"].get("message", event["error"])))
+        for choice in event.get("choices", ()):
+            if text := choice.get("delta", {}).get("content"):
+                yield text
+    raise ChatError("the answer broke off")
+
+
+def _refusal(response: httpx.Response) -> str:
+    try:
+        message = response.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = response.text[:200] or response.reason_phrase
+    retry_after = response.headers.get("Retry-After")
+    again = f" (try again in {retry_after} s)" if retry_after else ""
+    return f"{response.status_code}: {message}{again}"

@@ -1,0 +1,68 @@
+"""`percept encoder`, `percept llm` and `percept gateway`: one service in this process.
+
+Knows how settings are read and how a service's coroutine is run. Does not know
+what the services do.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from percept.options import fields_of, with_options
+from percept.services import SERVICES, ServiceEntry, resolve_model
+from percept.up_settings import settings_classes
+from shared.errors import PerceptError
+from shared.settings import ServiceSettings, SettingsError, check_names, load_settings, read_config_file
+
+
+def serve_command(name: str) -> Callable[..., None]:
+    """The command that starts the service `name`."""
+    entry = SERVICES[name]
+
+    def run(flags: dict[str, Any], config_file: Path | None) -> None:
+        settings = read_settings(entry, flags, config_file)
+        run_service(entry, settings)
+
+    return with_options(run, fields_of(entry.settings_class()))
+
+
+def read_settings(entry: ServiceEntry, flags: Mapping[str, Any], config_file: Path | None) -> ServiceSettings:
+    """Reads a service's settings, or ends the process with status 2 and the reasons."""
+    try:
+        config = read_config_file(config_file) if config_file else {}
+        check_names(settings_classes(), config=config)
+        settings = load_settings(entry.settings_class(), flags, section=entry.name, config=config)
+    except SettingsError as error:
+        refuse(error)
+    model = getattr(settings, "model", None)
+    return settings if model is None else settings.model_copy(update={"model": resolve_model(model)})
+
+
+def refuse(error: SettingsError) -> NoReturn:
+    """Prints each mistake and ends the process with status 2."""
+    for line in error.mistakes:
+        print(f"percept: {line}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def run_service(entry: ServiceEntry, settings: ServiceSettings) -> None:
+    """Runs a service until it ends; a mistake that it can name is status 1 and one line."""
+    import uvloop
+
+    try:
+        uvloop.run(entry.serve()(settings))
+    except PerceptError as error:
+        print(f"percept {entry.name}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except ModuleNotFoundError as error:
+        extra = entry.name if entry.name in ("encoder", "llm") else "all"
+        print(
+            f"percept {entry.name}: {error}. Install what it needs: pip install 'percept[{extra}]'",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

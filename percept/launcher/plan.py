@@ -1,0 +1,192 @@
+"""What `percept up` is going to start: a plain value, decided before anything runs.
+
+Knows how cores and ports are shared out and which setting goes to which service.
+Starts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from percept.services import BUNDLED_MODEL, ENCODER, GATEWAY, LLM, ServiceEntry, resolve_model
+from percept.up_settings import UpSettings
+from shared.settings import ServiceSettings, SettingsError, load_settings
+
+LOOPBACK = "127.0.0.1"
+_INNER_PORTS = range(20_000, 32_000)
+"""Below the range that outgoing connections take their ports from, so that a
+service which restarts finds its port free."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedService:
+    """One process to start.
+
+    Attributes:
+        name: its name in logs, for example "encoder-2".
+        entry: which service it is.
+        address: HOST:PORT that it will listen on.
+        settings: its settings, complete.
+    """
+
+    name: str
+    entry: ServiceEntry
+    address: str
+    settings: ServiceSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that `percept up` starts, the gateway last.
+
+    Attributes:
+        services: the processes.
+        model_name: name that requests may use.
+        url: base URL that clients on this machine use, without "/v1".
+        needs_key: clients must send an API key.
+    """
+
+    services: tuple[PlannedService, ...]
+    model_name: str
+    url: str
+    needs_key: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Threads of each encoder and of each LLM."""
+
+    encoder: int
+    llm: int
+
+
+def split_cores(core_count: int, encoders: int, llms: int) -> Cores:
+    """Shares the cores out: a third to the encoders, the rest to the LLMs, one at least to each.
+
+    The LLM works for every token and an encoder once for each picture, so the
+    LLMs get more. The gateway waits most of its time and gets no core of its own.
+    """
+    encoder_cores = max(1, core_count // 3)
+    llm_cores = max(1, core_count - encoder_cores)
+    return Cores(encoder=max(1, encoder_cores // encoders), llm=max(1, llm_cores // llms))
+
+
+def make_plan(up: UpSettings, flags: Mapping[str, Any], config: Mapping[str, Any]) -> Plan:
+    """Decides every service's settings.
+
+    Args:
+        up: the settings of `percept up`.
+        flags: all flags that were given, those of the services included.
+        config: content of the --config file.
+
+    Raises:
+        SettingsError: a service refuses its settings, or the port is taken.
+    """
+    _check_free(up.host, up.port)
+    cores = _cores_for(up)
+    ports = _free_ports(up.encoders + up.llms)
+    encoder_addresses = [f"{LOOPBACK}:{port}" for port in ports[: up.encoders]]
+    llm_addresses = [f"{LOOPBACK}:{port}" for port in ports[up.encoders :]]
+    common = {**flags, "model": resolve_model(up.model)}
+    if up.model == BUNDLED_MODEL and "served_model_name" not in {**config, **flags}:
+        common["served_model_name"] = BUNDLED_MODEL
+    mistakes: list[str] = []
+
+    def plan(entry: ServiceEntry, name: str, address: str, **decided: Any) -> PlannedService | None:
+        own = entry.settings_class().model_fields
+        given = {field: value for field, value in common.items() if field in own}
+        try:
+            settings = load_settings(
+                entry.settings_class(),
+                {**given, "listen": address, **decided},
+                section=entry.name,
+                config=config,
+            )
+        except SettingsError as error:
+            mistakes.extend(line for line in error.mistakes if line not in mistakes)
+            return None
+        return PlannedService(name, entry, address, settings)
+
+    encoders = [
+        plan(ENCODER, _name("encoder", i, up.encoders), address, threads=cores.encoder, llm=llm_addresses)
+        for i, address in enumerate(encoder_addresses)
+    ]
+    llms = [
+        plan(LLM, _name("llm", i, up.llms), address, threads=cores.llm)
+        for i, address in enumerate(llm_addresses)
+    ]
+    gateway = plan(GATEWAY, "gateway", _join(up.host, up.port), encoder=encoder_addresses, llm=llm_addresses)
+    if mistakes or gateway is None:
+        raise SettingsError(mistakes)
+    services = tuple(service for service in (*encoders, *llms, gateway) if service is not None)
+    return Plan(
+        services=services,
+        model_name=_model_name(up, gateway.settings),
+        url=f"http://{_join(_reachable(up.host), up.port)}",
+        needs_key=bool(getattr(gateway.settings, "api_key", ())),
+    )
+
+
+def _cores_for(up: UpSettings) -> Cores:
+    shared_out = split_cores(len(os.sched_getaffinity(0)), up.encoders, up.llms)
+    return Cores(encoder=up.encoder_threads or shared_out.encoder, llm=up.llm_threads or shared_out.llm)
+
+
+def _model_name(up: UpSettings, gateway: ServiceSettings) -> str:
+    names: tuple[str, ...] = getattr(gateway, "served_model_name", ())
+    return names[0] if names else up.model
+
+
+def _name(kind: str, index: int, count: int) -> str:
+    return kind if count == 1 else f"{kind}-{index + 1}"
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _reachable(host: str) -> str:
+    """The host that a client on this machine uses for what the gateway listens on."""
+    return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Refuses a port that is taken before anything is loaded.
+
+    Raises:
+        SettingsError: says so, and what to do.
+    """
+    if not is_free(host, port):
+        raise SettingsError(
+            [f"--port {port}: the port is in use on {host}; stop what uses it, or choose another --port"]
+        )
+
+
+def is_free(host: str, port: int) -> bool:
+    """Says whether a server could listen there now."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise SettingsError([f"--host {host}: {error.strerror}"]) from error
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError:
+            return False
+    return True
+
+
+def _free_ports(count: int) -> list[int]:
+    ports: list[int] = []
+    for port in random.sample(_INNER_PORTS, len(_INNER_PORTS)):
+        if is_free(LOOPBACK, port):
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise SettingsError([f"no {count} free ports from {_INNER_PORTS.start} to {_INNER_PORTS.stop}"])
