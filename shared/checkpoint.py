@@ -1,0 +1,113 @@
+"""Finds a checkpoint on disk or on the Hugging Face hub and reads what it says about itself.
+
+Knows the files of a checkpoint folder. Does not know any model family, and
+reads no weights (see `shared/families/weights.py`); imports neither torch nor
+transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from shared.errors import InvalidRequestError
+from shared.families.base import Checkpoint
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_PATTERNS = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
+"""Files to fetch from the hub: never *.bin or *.py, which would be executed."""
+
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """Returns the checkpoint in the folder `name`, or of the hub id `name`.
+
+    Raises:
+        InvalidRequestError: no such folder or id, or a folder that is no
+            checkpoint; the text says what is wrong.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return read_checkpoint(folder)
+    if folder.exists():
+        raise InvalidRequestError(f"{name} is a file; a checkpoint is a folder or a Hugging Face id")
+    if not HUB_ID.fullmatch(name):
+        raise InvalidRequestError(f"there is no folder {name}, and it is no Hugging Face id (OWNER/NAME)")
+    return read_checkpoint(_download(name))
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Reads a local checkpoint folder.
+
+    Raises:
+        InvalidRequestError: config.json is missing or no JSON object, or there
+            are no safetensors.
+    """
+    if not (folder / "config.json").is_file():
+        raise InvalidRequestError(f"{folder} holds no config.json, so it is no checkpoint")
+    config = _read_object(folder / "config.json")
+    generation = folder / "generation_config.json"
+    checkpoint = Checkpoint(folder, config, _read_object(generation) if generation.is_file() else {})
+    tensor_files(checkpoint)
+    return checkpoint
+
+
+def tensor_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    """Returns the file of each tensor of a checkpoint by the tensor's name.
+
+    Raises:
+        InvalidRequestError: no safetensors, or an index that does not fit the folder.
+    """
+    index = checkpoint.folder / INDEX_FILE
+    if index.is_file():
+        return _indexed_files(index)
+    single = checkpoint.folder / WEIGHTS_FILE
+    if not single.is_file():
+        raise InvalidRequestError(f"{checkpoint.folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
+    return dict.fromkeys(_names_in(single), single)
+
+
+def _indexed_files(index: Path) -> dict[str, Path]:
+    files = _read_object(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise InvalidRequestError(f"{index} has no weight_map")
+    for name in sorted(set(map(str, files.values()))):
+        # Only files beside the index: a name with a folder in it could lead anywhere.
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise InvalidRequestError(f"{index} names {name}, which is not in the folder")
+    return {tensor: index.parent / name for tensor, name in files.items()}
+
+
+def _names_in(file: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as tensors:
+            return list(tensors.keys())
+    except SafetensorError as error:
+        raise InvalidRequestError(f"{file} is no safetensors file: {error}") from error
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidRequestError(f"{file} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidRequestError(f"{file} holds no JSON object")
+    return content
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InvalidRequestError(f"{name} could not be fetched from the hub: {reason}") from error

@@ -1,0 +1,102 @@
+"""Checks on precomputed embeddings that every family shares.
+
+Knows ranks, types, sizes and finiteness. Does not know how many rows a picture
+has: that is the family's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.errors import BadEmbeddingsError
+from shared.families.base import Grid, RawTensor
+
+FLOAT_TYPES = ("float32", "float16", "bfloat16")
+MAX_GRID_SIDE = 1 << 15
+"""Largest side of a grid in patches; any product of three fits 64 bits."""
+
+MAX_GRIDS = 64
+"""Most pictures in one item."""
+
+_GRID_SIDES = 3
+_BFLOAT16_EXPONENT = 0x7F80
+
+
+def check_fields(fields: Mapping[str, RawTensor], required: Collection[str], optional: Collection[str]) -> None:
+    """Raises BadEmbeddingsError for a missing or an unknown field."""
+    for name in sorted(required):
+        if name not in fields:
+            raise BadEmbeddingsError(f"the field {name} is missing", param=name)
+    for name in sorted(fields):
+        if name not in required and name not in optional:
+            known = ", ".join(sorted([*required, *optional]))
+            raise BadEmbeddingsError(f"unknown field {name!r}; this model takes {known}", param=name)
+
+
+def check_rows(name: str, tensor: RawTensor, hidden_size: int) -> int:
+    """Returns the rows of an embedding tensor (rows, hidden).
+
+    Raises:
+        BadEmbeddingsError: wrong type, rank or hidden size, no rows, or a value
+            that is not finite.
+    """
+    if tensor.data_type not in FLOAT_TYPES:
+        raise BadEmbeddingsError(
+            f"{name} holds {tensor.data_type}; embeddings are {', '.join(FLOAT_TYPES)}", param=name
+        )
+    if len(tensor.shape) != 2:
+        raise BadEmbeddingsError(
+            f"{name} has the shape {list(tensor.shape)}; it needs two dimensions, rows and hidden", param=name
+        )
+    rows, width = tensor.shape
+    if width != hidden_size:
+        raise BadEmbeddingsError(f"{name} is {width} wide; this model takes {hidden_size}", param=name)
+    if rows < 1:
+        raise BadEmbeddingsError(f"{name} has no rows", param=name)
+    if not is_finite(tensor):
+        raise BadEmbeddingsError(f"{name} holds values that are not finite", param=name)
+    return rows
+
+
+def is_finite(tensor: RawTensor) -> bool:
+    """Says whether a float tensor holds neither infinities nor NaN."""
+    if tensor.data_type == "bfloat16":
+        bits = np.frombuffer(tensor.data, dtype="<u2")
+        return not bool(((bits & _BFLOAT16_EXPONENT) == _BFLOAT16_EXPONENT).any())
+    kind = {"float32": "<f4", "float16": "<f2"}[tensor.data_type]
+    return bool(np.isfinite(np.frombuffer(tensor.data, dtype=kind)).all())
+
+
+def read_integers(name: str, tensor: RawTensor) -> npt.NDArray[np.int64]:
+    """Returns an int64 tensor as an array of its shape.
+
+    Raises:
+        BadEmbeddingsError: another element type.
+    """
+    if tensor.data_type != "int64":
+        raise BadEmbeddingsError(f"{name} holds {tensor.data_type}; it needs integers", param=name)
+    return np.frombuffer(tensor.data, dtype="<i8").reshape(tensor.shape).astype(np.int64)
+
+
+def read_grids(name: str, tensor: RawTensor, merge_size: int) -> tuple[Grid, ...]:
+    """Reads patch grids of the shape [3], [1, 3] or [n, 3]: time, height, width.
+
+    Raises:
+        BadEmbeddingsError: another shape, a side out of bounds, or a height or
+            width that `merge_size` does not divide.
+    """
+    values = read_integers(name, tensor)
+    if values.ndim not in (1, 2) or values.shape[-1] != _GRID_SIDES or not 1 <= values.size // _GRID_SIDES <= MAX_GRIDS:
+        raise BadEmbeddingsError(
+            f"{name} has the shape {list(tensor.shape)}; it needs [3] or [n, 3] with n up to {MAX_GRIDS}",
+            param=name,
+        )
+    rows = values.reshape(-1, _GRID_SIDES)
+    if (rows < 1).any() or (rows > MAX_GRID_SIDE).any():
+        raise BadEmbeddingsError(f"every side in {name} lies between 1 and {MAX_GRID_SIDE}", param=name)
+    if (rows[:, 1:] % merge_size).any():
+        raise BadEmbeddingsError(f"heights and widths in {name} are multiples of {merge_size}", param=name)
+    return tuple(Grid(int(time), int(height), int(width)) for time, height, width in rows)

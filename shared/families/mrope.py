@@ -1,0 +1,124 @@
+"""Prompt layout with three rotary axes (time, height, width), as in the Qwen-VL families.
+
+Knows how placeholders grow and where their positions lie. Knows no weights and
+imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.errors import InvalidRequestError
+from shared.families.base import ExpandedPrompt, Grid, MediaInfo, Modality, Span
+
+AXES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class MRopeLayout:
+    """Grows `<|image_pad|>` to a picture's rows.
+
+    Attributes:
+        image_id: token id of the placeholder.
+        start_id: token id in front of a picture.
+        end_id: token id behind a picture.
+        merge_size: patches per row of embeddings, along one side.
+    """
+
+    image_id: int
+    start_id: int
+    end_id: int
+    merge_size: int
+
+    def placeholder_ids(self) -> Mapping[Modality, int]:
+        """See `PromptLayout`."""
+        return {"image": self.image_id}
+
+    def placeholder_text(self, modality: Modality) -> str:
+        """See `PromptLayout`."""
+        assert modality == "image", modality
+        return "<|vision_start|><|image_pad|><|vision_end|>"
+
+    def expand(self, token_ids: Sequence[int], media: Sequence[MediaInfo]) -> ExpandedPrompt:
+        """See `PromptLayout`. Positions are int64 (3, tokens).
+
+        An item of several pictures reads as if the template had put each of
+        them between its own start and end tokens.
+        """
+        check_placeholder_count(token_ids, self.image_id, len(media))
+        draft = _Draft(self.merge_size)
+        items = iter(enumerate(media))
+        for token in token_ids:
+            if token != self.image_id:
+                draft.add_text([token])
+                continue
+            item, info = next(items)
+            self._add_item(draft, item, info)
+        return draft.finish()
+
+    def row_counts(self, grids: Sequence[Grid]) -> list[int]:
+        """Rows of each picture."""
+        return [grid.time * grid.height * grid.width // self.merge_size**2 for grid in grids]
+
+    def _add_item(self, draft: _Draft, item: int, info: MediaInfo) -> None:
+        counts = self.row_counts(info.grids)
+        if sum(counts) != info.row_count or not counts:
+            raise InvalidRequestError(
+                f"item {item} has {info.row_count} rows; its grids imply {sum(counts)}", param=f"media[{item}]"
+            )
+        first_row = 0
+        for grid, count in zip(info.grids, counts, strict=True):
+            if first_row:
+                draft.add_text([self.end_id, self.start_id])
+            draft.add_picture(self.image_id, Span(item, len(draft.token_ids), count, first_row=first_row), grid)
+            first_row += count
+
+
+class _Draft:
+    """An expanded prompt in the making."""
+
+    def __init__(self, merge_size: int) -> None:
+        self.token_ids: list[int] = []
+        self._merge_size = merge_size
+        self._spans: list[Span] = []
+        self._pieces: list[npt.NDArray[np.int64]] = []
+        self._text_count = 0
+        self._next = 0
+
+    def add_text(self, token_ids: Sequence[int]) -> None:
+        self.token_ids.extend(token_ids)
+        self._text_count += len(token_ids)
+
+    def add_picture(self, image_id: int, span: Span, grid: Grid) -> None:
+        """All rows of a picture start at one position; the text behind it starts after its longer side."""
+        self._flush_text()
+        height, width = grid.height // self._merge_size, grid.width // self._merge_size
+        axes = np.indices((grid.time, height, width), dtype=np.int64).reshape(AXES, -1)
+        self._pieces.append(axes + self._next)
+        self._next += max(height, width)
+        self.token_ids.extend([image_id] * span.length)
+        self._spans.append(span)
+
+    def finish(self) -> ExpandedPrompt:
+        self._flush_text()
+        empty = np.zeros((AXES, 0), dtype=np.int64)
+        positions = np.concatenate([empty, *self._pieces], axis=1)
+        next_position = int(positions.max(initial=-1)) + 1
+        return ExpandedPrompt(self.token_ids, self._spans, positions, next_position)
+
+    def _flush_text(self) -> None:
+        run = np.arange(self._next, self._next + self._text_count, dtype=np.int64)
+        self._pieces.append(np.broadcast_to(run, (AXES, self._text_count)))
+        self._next += self._text_count
+        self._text_count = 0
+
+
+def check_placeholder_count(token_ids: Sequence[int], placeholder_id: int, media_count: int) -> None:
+    """Raises InvalidRequestError where placeholders and media differ in number."""
+    count = sum(token == placeholder_id for token in token_ids)
+    if count != media_count:
+        raise InvalidRequestError(f"the prompt has {count} image placeholders for {media_count} images")

@@ -1,0 +1,201 @@
+"""Qwen2-VL: a tower over any picture size, rows in a grid, three rotary axes.
+
+Knows both halves of the family, each made apart. Does not know who runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from shared.errors import BadEmbeddingsError, InvalidRequestError
+from shared.families.base import (
+    Checkpoint,
+    EncodedItem,
+    Features,
+    Grid,
+    LanguageModel,
+    MediaInfo,
+    Modality,
+    Preprocessor,
+    PromptLayout,
+    RawTensor,
+    Tower,
+)
+from shared.families.config import model_config
+from shared.families.embeddings import check_fields, check_rows, read_grids
+from shared.families.image_processor import ImageProcessor
+from shared.families.mrope import AXES, MRopeLayout
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import nn
+
+    from shared.families.weights import Prefixes
+
+ROWS = "image_embeds"
+GRID = "image_grid_thw"
+
+PREFIXES: Prefixes = {
+    "visual.": ("encoder", ""),
+    "model.visual.": ("encoder", ""),
+    "model.": ("language", "model."),
+    "model.language_model.": ("language", "model."),
+    "lm_head.": ("language", "lm_head."),
+}
+"""As the hub's files name tensors, and as newer transformers save them."""
+
+
+class Qwen2VLPreprocessor:
+    """Pictures and precomputed embeddings; see `Preprocessor`."""
+
+    def __init__(self, checkpoint: Checkpoint, hidden_size: int, merge_size: int) -> None:
+        self._processor = ImageProcessor(checkpoint)
+        self._hidden_size = hidden_size
+        self._merge_size = merge_size
+
+    def preprocess_image(self, picture: Image.Image, settings: Mapping[str, Any]) -> Features:
+        """See `Preprocessor`. Settings: `min_pixels` and `max_pixels`, which may only shrink a picture's cost."""
+        size = self._target_size(settings)
+        arrays = self._processor(picture, **({"size": size} if settings else {}))
+        (grid,) = (Grid(*map(int, row)) for row in arrays[GRID])
+        patch_count = grid.time * grid.height * grid.width
+        info = MediaInfo(
+            row_count=patch_count // self._merge_size**2,
+            grids=(grid,),
+            image_size=(picture.height, picture.width),
+        )
+        return Features(info, {"pixel_values": arrays["pixel_values"], GRID: arrays[GRID]}, patch_count)
+
+    def accept_embeddings(self, fields: Mapping[str, RawTensor]) -> EncodedItem:
+        """See `Preprocessor`. Fields: `image_embeds` (rows, hidden), `image_grid_thw` [3], [1, 3] or [n, 3]."""
+        check_fields(fields, required=(ROWS, GRID), optional=())
+        # The grid first: it is small, and the rows are read whole.
+        grids = read_grids(GRID, fields[GRID], self._merge_size)
+        implied = sum(grid.time * grid.height * grid.width for grid in grids) // self._merge_size**2
+        if fields[ROWS].shape[:1] != (implied,) and len(fields[ROWS].shape) == 2:
+            raise BadEmbeddingsError(
+                f"{ROWS} has {fields[ROWS].shape[0]} rows; {GRID} implies {implied}", param=ROWS
+            )
+        rows = check_rows(ROWS, fields[ROWS], self._hidden_size)
+        return EncodedItem(MediaInfo(row_count=rows, grids=grids), {ROWS: fields[ROWS]})
+
+    def _target_size(self, settings: Mapping[str, Any]) -> dict[str, int]:
+        """The processor's size with the request's own bounds.
+
+        Raises:
+            InvalidRequestError: an unknown setting, or bounds that make no
+                sense or would cost more than the checkpoint's own.
+        """
+        own = self._processor.size
+        for name in settings:
+            if name not in ("min_pixels", "max_pixels"):
+                raise InvalidRequestError(f"unknown processor setting {name!r}; there are min_pixels and max_pixels")
+        most = self._pixels(settings, "max_pixels", own["longest_edge"])
+        least = self._pixels(settings, "min_pixels", min(own["shortest_edge"], most))
+        if not least <= most <= own["longest_edge"]:
+            raise InvalidRequestError(
+                f"min_pixels <= max_pixels <= {own['longest_edge']} does not hold: {least}, {most}"
+            )
+        return {"shortest_edge": least, "longest_edge": most}
+
+    @staticmethod
+    def _pixels(settings: Mapping[str, Any], name: str, default: int) -> int:
+        value = settings.get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidRequestError(f"{name} is a whole number of at least 1")
+        return value
+
+
+class Qwen2VLTower:
+    """The vision tower with its weights; see `Tower`."""
+
+    def __init__(self, module: nn.Module, hidden_size: int, merge_size: int) -> None:
+        self._module = module
+        self._merge_area = merge_size**2
+        self.hidden_size = hidden_size
+
+    def encode(self, batch: Sequence[Features]) -> list[dict[str, torch.Tensor]]:
+        """See `Tower`. Pictures attend to themselves alone, whatever they are batched with."""
+        import torch
+
+        weight = next(self._module.parameters())
+        pixels = torch.cat([torch.from_numpy(features.arrays["pixel_values"]) for features in batch])
+        grids = torch.cat([torch.from_numpy(features.arrays[GRID]) for features in batch])
+        with torch.inference_mode():
+            output = self._module(pixels.to(weight.device, weight.dtype), grid_thw=grids.to(weight.device))
+        rows: torch.Tensor = output.pooler_output
+        counts = [features.info.row_count for features in batch]
+        return [{ROWS: part} for part in rows.split(counts)]
+
+
+class Qwen2VLFamily:
+    """Factory of the parts of one Qwen2-VL checkpoint; see `Family`."""
+
+    model_type = "qwen2_vl"
+    modalities: tuple[Modality, ...] = ("image",)
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def preprocessor(self) -> Preprocessor:
+        """See `Family`."""
+        return Qwen2VLPreprocessor(self._checkpoint, self.hidden_size(), self._merge_size())
+
+    def tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
+        """See `Family`."""
+        from shared.families.weights import load_half
+
+        config = model_config(self._checkpoint).vision_config
+        # Cuts the batch by picture and runs each alone, so that cost grows with
+        # each picture's square, not with the batch's.
+        config._attn_implementation = "sdpa"
+        module = load_half(
+            lambda: self._build_tower(config), self._checkpoint, "encoder", PREFIXES, device, dtype
+        )
+        return Qwen2VLTower(module, self.hidden_size(), self._merge_size())
+
+    def prompt_layout(self) -> PromptLayout:
+        """See `Family`."""
+        config = self._checkpoint.config
+        return MRopeLayout(
+            image_id=int(config.get("image_token_id", 151655)),
+            start_id=int(config.get("vision_start_token_id", 151652)),
+            end_id=int(config.get("vision_end_token_id", 151653)),
+            merge_size=self._merge_size(),
+        )
+
+    def language_model(
+        self, device: torch.device, dtype: torch.dtype, attention_name: str
+    ) -> LanguageModel:
+        """See `Family`."""
+        from shared.families.decoder import load_decoder
+
+        config = model_config(self._checkpoint)
+        return load_decoder(
+            self._build_text_model, config, self._checkpoint, PREFIXES, device, dtype, attention_name, AXES
+        )
+
+    def context_length(self) -> int:
+        """See `Family`."""
+        return int(model_config(self._checkpoint).get_text_config().max_position_embeddings)
+
+    def hidden_size(self) -> int:
+        """See `Family`."""
+        return int(model_config(self._checkpoint).get_text_config().hidden_size)
+
+    def _merge_size(self) -> int:
+        return int(self._checkpoint.config.get("vision_config", {}).get("spatial_merge_size", 2))
+
+    def _build_tower(self, config: Any) -> nn.Module:
+        from transformers.models.qwen2_vl import modeling_qwen2_vl
+
+        module: nn.Module = modeling_qwen2_vl.Qwen2VisionTransformerPretrainedModel(config)
+        return module
+
+    def _build_text_model(self, config: Any) -> nn.Module:
+        from transformers.models.qwen2_vl import modeling_qwen2_vl
+
+        module: nn.Module = modeling_qwen2_vl.Qwen2VLTextModel(config)
+        return module

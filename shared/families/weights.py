@@ -1,0 +1,146 @@
+"""Fills one half of a model with its own tensors of a checkpoint, and no others.
+
+Knows safetensors, shards, names and element types. Does not know which model it
+fills: a family gives a table of name prefixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from shared.checkpoint import tensor_files
+from shared.errors import InvalidRequestError
+from shared.families.base import Checkpoint
+
+Half = Literal["encoder", "language"]
+Prefixes = Mapping[str, tuple[Half, str]]
+"""Beginning of a tensor's name in the file: the half that it belongs to, and what
+replaces the beginning. The longest that fits counts."""
+
+_COMPUTED = (".rotary_emb.inv_freq", ".rotary_pos_emb.inv_freq", ".position_ids")
+"""Ends of names that old checkpoints hold and that models compute by themselves."""
+
+_SHOWN_NAMES = 4
+
+
+def load_half(
+    build: Callable[[], nn.Module],
+    checkpoint: Checkpoint,
+    half: Half,
+    prefixes: Prefixes,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> nn.Module:
+    """Builds a module and fills it with its half of a checkpoint.
+
+    Parameters are never allocated before their values are there, so that the
+    peak is the half itself and one tensor.
+
+    Args:
+        build: makes the module; runs where parameters take no memory.
+        half: whose tensors to read.
+        prefixes: where each tensor of the checkpoint belongs.
+        device: where the parameters go.
+        dtype: their element type. Computed buffers keep theirs.
+
+    Raises:
+        InvalidRequestError: a tensor is missing, unknown or of a wrong shape.
+    """
+    with _parameters_without_memory():
+        module = build()
+    wanted = module.state_dict()
+    found = _names_of(half, tensor_files(checkpoint), prefixes)
+    tied = _tied_output(checkpoint, module, found)
+    _check_names(half, checkpoint, missing=set(wanted) - set(found) - tied, unknown=set(found) - set(wanted))
+    values = dict(_read(found, wanted, device, dtype))
+    module.load_state_dict(values, strict=False, assign=True)
+    if tied:
+        module.lm_head.weight = module.model.embed_tokens.weight  # type: ignore[union-attr]
+    return module.to(device).eval().requires_grad_(False)
+
+
+@contextmanager
+def _parameters_without_memory() -> Iterator[None]:
+    """Parameters registered inside exist in shape alone; buffers are real.
+
+    Computed buffers (rotary frequencies, position ids) are in no checkpoint, so
+    a module built wholly without memory would lack them.
+    """
+
+    def strip(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn.Parameter:
+        return nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+    hook = register_module_parameter_registration_hook(strip)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _names_of(half: Half, files: Mapping[str, Path], prefixes: Prefixes) -> dict[str, tuple[str, Path]]:
+    """Maps the module's names of a half's tensors to the file's names and files."""
+    found = {}
+    for name, file in files.items():
+        if name.endswith(_COMPUTED):
+            continue
+        prefix = max((p for p in prefixes if name.startswith(p)), key=len, default=None)
+        if prefix is None:
+            raise InvalidRequestError(f"{file} holds {name}, which belongs to no known part of the model")
+        owner, replacement = prefixes[prefix]
+        if owner == half:
+            found[replacement + name.removeprefix(prefix)] = (name, file)
+    return found
+
+
+def _tied_output(
+    checkpoint: Checkpoint, module: nn.Module, found: Mapping[str, tuple[str, Path]]
+) -> set[str]:
+    """The output layer's name where it shares the input embedding, else nothing.
+
+    A checkpoint that says "tied" and still holds an output layer means what it
+    holds, as in transformers.
+    """
+    shares = getattr(module, "tied", False) and "lm_head.weight" not in found
+    return {"lm_head.weight"} if shares else set()
+
+
+def _check_names(half: Half, checkpoint: Checkpoint, missing: set[str], unknown: set[str]) -> None:
+    for what, names in (("lacks", missing), ("holds unknown", unknown)):
+        if names:
+            shown = ", ".join(sorted(names)[:_SHOWN_NAMES])
+            more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+            raise InvalidRequestError(f"{checkpoint.folder} {what} {half} weights: {shown}{more}")
+
+
+def _read(
+    found: Mapping[str, tuple[str, Path]],
+    wanted: Mapping[str, torch.Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the module's tensors, file by file, each read once."""
+    for file in sorted({file for _, file in found.values()}):
+        with safe_open(file, framework="pt") as tensors:
+            for name, (stored_name, stored_in) in found.items():
+                if stored_in == file:
+                    value = tensors.get_tensor(stored_name)
+                    _check_shape(stored_name, value, wanted[name])
+                    # A copy: a view into the mapped file would keep the file's pages.
+                    yield name, value.to(device=device, dtype=dtype, copy=True)
+
+
+def _check_shape(name: str, value: torch.Tensor, wanted: torch.Tensor) -> None:
+    if value.shape != wanted.shape:
+        raise InvalidRequestError(
+            f"{name} has the shape {tuple(value.shape)}; config.json implies {tuple(wanted.shape)}"
+        )
+    if not value.is_floating_point():
+        raise InvalidRequestError(f"{name} holds {value.dtype}; quantised checkpoints are not supported")
