@@ -50,12 +50,15 @@ class SampledToken:
     Attributes:
         logprob: in the model's raw distribution, when asked for.
         top: the likeliest tokens with their log probabilities, when asked for.
+        failure: why no token could be chosen (`token_id` is then -1); fails
+            this sequence alone.
     """
 
     sequence_id: int
     token_id: int
     logprob: float | None = None
     top: list[tuple[int, float]] | None = None
+    failure: str | None = None
 
 
 class RowSource(Protocol):

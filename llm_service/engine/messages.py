@@ -102,19 +102,21 @@ class StoppingSettings(msgspec.Struct, frozen=True):
 
 
 class SpanMessage(msgspec.Struct, frozen=True):
-    """The run of placeholder tokens that one item's rows fill.
+    """A run of placeholder tokens that rows of one item fill.
 
     Attributes:
-        key: content key of the item.
+        key: content key of the item; several spans may have the same.
         start: first position in the expanded prompt.
-        length: number of rows, all the rows of the item.
+        length: number of rows.
         splittable: False where a prefill chunk may not cut the span.
+        first_row: the item's row that fills the first position.
     """
 
     key: str
     start: int
     length: int
     splittable: bool = True
+    first_row: int = 0
 
 
 class AddSequence(msgspec.Struct, tag=True, frozen=True):

@@ -33,6 +33,7 @@ class Sequence:
             they were asked for.
         cached_count: prompt tokens that the prefix cache served at first, or
             None before the first blocks.
+        passed_count: sequences admitted past it while it waited.
         yield_count: times that it gave its blocks up while it waited for rows.
         held_up: True after a step in which an unsplittable span found too
             little of the token budget; such a sequence goes first.
@@ -57,6 +58,7 @@ class Sequence:
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []
         self.cached_count: int | None = None
+        self.passed_count = 0
         self.yield_count = 0
         self.held_up = False
         self.asked: set[str] = set()
@@ -113,7 +115,7 @@ class Sequence:
         for span in self.spans:
             if span.start + span.length <= done:
                 continue
-            ready = ready_row_count(span.key)
+            ready = max(0, ready_row_count(span.key) - span.first_row)
             if ready < span.length:
                 return max(done, span.start + (ready if span.splittable else 0))
         return len(self.token_ids)
@@ -153,6 +155,6 @@ def _read_positions(message: AddSequence, prompt_length: int) -> npt.NDArray[np.
 def _check_spans(spans: list[SpanMessage], prompt_length: int) -> None:
     end = 0
     for span in spans:
-        if span.start < end or span.length < 1 or span.start + span.length > prompt_length:
+        if span.start < end or span.length < 1 or span.first_row < 0 or span.start + span.length > prompt_length:
             raise ValueError(f"span {span.start}+{span.length} in a prompt of {prompt_length} tokens")
         end = span.start + span.length
