@@ -79,10 +79,16 @@ class Engine:
         self.max_model_len = min(max_model_len, block_count * block_size)
         self._counters = Counters()
         self._failed_step_count = 0
+        self._busy = False
         self._outbox: list[ToFront] = []
         self._tokens: list[TokenReport] = []
         self._ended: list[int] = []
         self._used: list[RowsUsed] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether another step is worth trying before the next message has come."""
+        return self._busy
 
     def receive(self, message: ToEngine) -> None:
         """Takes one message in; answers come with `take_messages`."""
@@ -111,6 +117,7 @@ class Engine:
             self._run(batch)
         if batch.items or self._ended:
             self._report()
+        self._busy = bool(batch.items) and len(self._scheduler) > 0
         return bool(batch.items)
 
     def take_messages(self) -> list[ToFront]:

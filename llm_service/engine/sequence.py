@@ -155,6 +155,7 @@ def _read_positions(message: AddSequence, prompt_length: int) -> npt.NDArray[np.
 def _check_spans(spans: list[SpanMessage], prompt_length: int) -> None:
     end = 0
     for span in spans:
-        if span.start < end or span.length < 1 or span.first_row < 0 or span.start + span.length > prompt_length:
-            raise ValueError(f"span {span.start}+{span.length} in a prompt of {prompt_length} tokens")
+        overlaps = span.start < end
         end = span.start + span.length
+        if overlaps or span.length < 1 or span.first_row < 0 or end > prompt_length:
+            raise ValueError(f"span {span.start}+{span.length} in a prompt of {prompt_length} tokens")

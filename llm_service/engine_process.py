@@ -1,0 +1,209 @@
+"""The engine as a process of its own: the front starts it, and it dies with the front.
+
+    python -m llm_service.engine_process --socket FD --arena FD --arena-bytes N --settings JSON
+
+Knows the socket, the arena and the order of starting: load, warm up, say
+`EngineReady`, then step. A thread reads messages into a bounded queue; the main
+thread computes and writes. An idle engine sleeps on the queue.
+
+When the socket closes, the front is gone and so is the purpose: the process
+ends at once, even in the middle of loading or of a step, as it owns nothing
+that must be tidied up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import NoReturn, Protocol
+
+import msgspec
+
+from llm_service.embedding_arena import EmbeddingArena
+from llm_service.engine.batch import Runner
+from llm_service.engine.counters import resident_byte_count
+from llm_service.engine.engine import Engine
+from llm_service.engine.messages import (
+    EngineReady,
+    EngineSettings,
+    LoadProgress,
+    Shutdown,
+    ToEngine,
+    ToFront,
+    decode_to_engine,
+    encode_frame,
+    read_frame,
+)
+from shared.telemetry import configure_logging
+
+INBOX_SIZE = 4096
+"""Messages that wait for the step loop; beyond it the front waits in the socket."""
+
+IDLE_S = 1.0
+"""A pause of this length, in seconds, is used to check the engine's books, once."""
+
+logger = logging.getLogger(__name__)
+
+
+class LoadedRunner(Runner, Protocol):
+    """A runner with its model and KV cache in memory.
+
+    Attributes:
+        block_count: blocks of the KV pool.
+        context_length: positions that the checkpoint was configured for.
+    """
+
+    block_count: int
+    context_length: int
+
+    def warm_up(self) -> None:
+        """Runs the slow first steps before anybody waits for them."""
+        ...
+
+
+LoadRunner = Callable[[EngineSettings, Callable[[float, str], None]], LoadedRunner]
+
+
+class EngineProcess:
+    """The engine at its end of the socket."""
+
+    def __init__(self, connection: socket.socket, arena: EmbeddingArena, settings: EngineSettings) -> None:
+        self._connection = connection
+        self._arena = arena
+        self._settings = settings
+        self._inbox: queue.Queue[ToEngine] = queue.Queue(INBOX_SIZE)
+        self._first: ToEngine | None = None
+
+    def run(self, load_runner: LoadRunner) -> None:
+        """Loads, then steps until `Shutdown` comes."""
+        threading.Thread(target=self._read, name="engine-reader", daemon=True).start()
+        engine = self._start(load_runner)
+        while self._receive(engine):
+            engine.step()
+            self._send(engine.take_messages())
+
+    def _start(self, load_runner: LoadRunner) -> Engine:
+        runner = load_runner(self._settings, self._report_progress)
+        runner.warm_up()
+        engine = self._build_engine(runner)
+        # What was loaded stays: no collection needs to walk through it again.
+        gc.collect()
+        gc.freeze()
+        ready = EngineReady(
+            block_count=runner.block_count,
+            block_size=self._settings.block_size,
+            max_model_len=engine.max_model_len,
+            resident_byte_count=resident_byte_count(),
+        )
+        self._send([ready])
+        return engine
+
+    def _build_engine(self, runner: LoadedRunner) -> Engine:
+        settings = self._settings
+        return Engine(
+            runner,
+            self._arena,
+            block_count=runner.block_count,
+            block_size=settings.block_size,
+            max_model_len=settings.max_model_len or runner.context_length,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            enable_prefix_caching=settings.enable_prefix_caching,
+        )
+
+    def _receive(self, engine: Engine) -> bool:
+        """Hands all that has come to the engine, waiting if it has nothing to do; False at the end."""
+        if not engine.busy:
+            self._await_message(engine)
+        # No more than are there now: steps must not wait for a busy sender.
+        for message in self._waiting_messages():
+            if isinstance(message, Shutdown):
+                return False
+            engine.receive(message)
+        return True
+
+    def _await_message(self, engine: Engine) -> None:
+        """Sleeps until a message is there; a pause is the time to check the books."""
+        try:
+            self._first = self._inbox.get(timeout=IDLE_S)
+        except queue.Empty:
+            engine.check_integrity()
+            self._first = self._inbox.get()
+
+    def _waiting_messages(self) -> Iterator[ToEngine]:
+        if self._first is not None:
+            yield self._first
+            self._first = None
+        for _ in range(self._inbox.qsize()):
+            yield self._inbox.get_nowait()
+
+    def _read(self) -> None:
+        """Reads messages until the front is gone, and ends the process with it."""
+        try:
+            with self._connection.makefile("rb") as stream:
+                while (body := read_frame(stream)) is not None:
+                    self._inbox.put(decode_to_engine(body))
+        except (OSError, msgspec.MsgspecError):
+            logger.exception("the front cannot be understood")
+            end_process(1)
+        end_process(0)
+
+    def _send(self, messages: list[ToFront]) -> None:
+        try:
+            self._connection.sendall(b"".join(encode_frame(message) for message in messages))
+        except OSError:
+            end_process(0)
+
+    def _report_progress(self, fraction: float, text: str) -> None:
+        self._send([LoadProgress(fraction, text)])
+
+
+def end_process(code: int) -> NoReturn:
+    """Ends this process now, from any thread."""
+    logging.shutdown()
+    os._exit(code)
+
+
+def main() -> None:
+    """Runs the engine as the front has started it."""
+    arguments = _arguments()
+    settings = msgspec.json.decode(arguments.settings, type=EngineSettings)
+    configure_logging("engine", settings.log_level)
+    # Ctrl-C reaches every process of a terminal; the front alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection = socket.socket(fileno=arguments.socket)
+    arena = EmbeddingArena.open(arguments.arena, arguments.arena_bytes)
+    process = EngineProcess(connection, arena, settings)
+    try:
+        # The import takes seconds, and the front's end must be noticed meanwhile.
+        process.run(_load_runner)
+    except Exception:
+        logger.exception("the engine has failed")
+        end_process(1)
+    end_process(0)
+
+
+def _load_runner(settings: EngineSettings, progress: Callable[[float, str], None]) -> LoadedRunner:
+    from llm_service.runner.load import load_runner
+
+    return load_runner(settings, progress)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="llm_service.engine_process", description="The LLM engine.")
+    parser.add_argument("--socket", type=int, required=True, help="inherited end of a socket pair")
+    parser.add_argument("--arena", type=int, required=True, help="inherited memory file of embedding rows")
+    parser.add_argument("--arena-bytes", type=int, required=True, help="virtual size of the arena")
+    parser.add_argument("--settings", required=True, help="EngineSettings as JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
