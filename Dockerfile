@@ -1,0 +1,40 @@
+# One file, three images: docker build --target encoder|llm|gateway .
+# Each has all of the code, which is small, and only its own service's libraries,
+# which are not: the gateway's image has no torch.
+
+FROM python:3.11-slim AS base
+ENV PYTHONUNBUFFERED=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    HF_HOME=/cache
+# Where pip looks for packages besides its default: name an index of CPU-only
+# builds of torch here for images that are some gigabytes smaller.
+ARG PIP_EXTRA_INDEX_URL=
+RUN useradd --create-home percept && mkdir /cache && chown percept /cache
+WORKDIR /percept
+COPY pyproject.toml README.md LICENSE ./
+COPY protos protos
+COPY shared shared
+COPY encoder_service encoder_service
+COPY llm_service llm_service
+COPY gateway gateway
+COPY percept percept
+COPY models models
+
+FROM base AS gateway
+RUN pip install .
+USER percept
+EXPOSE 8000
+CMD ["percept", "gateway", "--listen", "0.0.0.0:8000"]
+
+FROM base AS encoder
+RUN pip install '.[encoder]'
+USER percept
+EXPOSE 9001
+CMD ["percept", "encoder", "--listen", "0.0.0.0:9001"]
+
+FROM base AS llm
+RUN pip install '.[llm]'
+USER percept
+EXPOSE 9002
+CMD ["percept", "llm", "--listen", "0.0.0.0:9002"]
