@@ -1,1 +1,1 @@
-"""COMPUTE: a scheduled batch to sampled tokens. Knows no requests."""
+"""COMPUTE: one scheduled batch to sampled tokens. Knows no request, no queue and no transport."""

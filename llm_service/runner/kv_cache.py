@@ -1,0 +1,62 @@
+"""The paged KV pool: one tensor that holds every block of every layer.
+
+Knows how a block lies in memory and how to write tokens into slots. Does not
+know which sequence owns a block: the engine's block manager does.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from shared.families.base import KvLayout
+
+
+def block_byte_count(layout: KvLayout, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes that one block takes over all layers, keys and values together."""
+    elements = 2 * layout.layer_count * block_size * layout.kv_head_count * layout.head_dim
+    return elements * dtype.itemsize
+
+
+class KvCache:
+    """The pool of blocks of one language model.
+
+    Attributes:
+        keys: per layer a view (blocks, block_size, kv_heads, head_dim).
+        values: likewise.
+        block_count: blocks in the pool.
+        block_size: slots in a block.
+        byte_count: bytes of the whole pool.
+    """
+
+    def __init__(
+        self,
+        layout: KvLayout,
+        block_count: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        assert block_count > 0, "a pool without blocks was asked for"
+        shape = (layout.layer_count, 2, block_count, block_size, layout.kv_head_count, layout.head_dim)
+        self._pool = torch.zeros(shape, dtype=dtype, device=device)
+        self.block_count = block_count
+        self.block_size = block_size
+        self.byte_count = self._pool.numel() * dtype.itemsize
+        self.keys = [self._pool[layer, 0] for layer in range(layout.layer_count)]
+        self.values = [self._pool[layer, 1] for layer in range(layout.layer_count)]
+        self._key_slots = [keys.flatten(0, 1) for keys in self.keys]
+        self._value_slots = [values.flatten(0, 1) for values in self.values]
+
+    def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Puts (tokens, kv_heads, head_dim) keys and values into the int64 (tokens,) slots of a layer."""
+        self._key_slots[layer].index_copy_(0, slots, key)
+        self._value_slots[layer].index_copy_(0, slots, value)
+
+    def clear(self, blocks: torch.Tensor) -> None:
+        """Zeroes int64 (n,) blocks on every layer.
+
+        A batched attention call multiplies masked slots by zero weight. What a
+        former owner left there must therefore be finite: one NaN would spread
+        to the new owner.
+        """
+        self._pool.index_fill_(2, blocks, 0)

@@ -1,0 +1,110 @@
+"""Makes a runner: device, weights, attention backend, KV pool.
+
+Knows the order in which memory is taken. Does not run steps of sequences.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+from llm_service.engine.messages import EngineSettings
+from llm_service.runner.attention import choose_backend
+from llm_service.runner.attention.registration import ATTENTION_NAME, register_attention
+from llm_service.runner.kv_cache import KvCache
+from llm_service.runner.kv_size import count_blocks
+from llm_service.runner.model_runner import ModelRunner
+from llm_service.runner.rehearsal import largest_block_count, run_largest
+from shared.checkpoint import find_checkpoint
+from shared.errors import InvalidRequestError
+from shared.families import load_family
+from shared.families.base import Checkpoint, Family
+from shared.torch_tensors import choose_dtype
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[float, str], None]
+"""Takes a fraction from 0 to 1 and what is being done."""
+
+
+def load_runner(settings: EngineSettings, progress: Progress) -> ModelRunner:
+    """Loads the language model's half of a checkpoint and takes the memory of its KV pool.
+
+    Raises:
+        InvalidRequestError: no such checkpoint or device, or a pool too small.
+    """
+    progress(0.0, "reading the checkpoint")
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    checkpoint = find_checkpoint(settings.model)
+    family = load_family(checkpoint)
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device, _configured_dtype(checkpoint))
+    progress(0.1, "loading language model")
+    register_attention()
+    maker = _RunnerMaker(family, settings, device, dtype)
+    progress(0.8, "taking the KV cache")
+    runner = maker.make()
+    progress(1.0, f"KV cache of {runner.block_count} blocks")
+    return runner
+
+
+class _RunnerMaker:
+    """The parts that a profiling runner and the real one share."""
+
+    def __init__(
+        self, family: Family, settings: EngineSettings, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._settings = settings
+        self._device = device
+        self._dtype = dtype
+        self._context_length = family.context_length()
+        self._axes = family.prompt_layout().expand([0], []).positions.shape[0]
+        self._backend = choose_backend(device, dtype, settings.block_size)
+        self._model = family.language_model(device, dtype, ATTENTION_NAME)
+
+    def make(self) -> ModelRunner:
+        """Sizes the pool and takes it."""
+        block_count = count_blocks(
+            self._model.kv_layout, self._settings, self._dtype, self._device, self._profile
+        )
+        kind = f"attention {self._backend.name} on {self._device} in {self._dtype}"
+        logger.info("%s, %d KV blocks of %d slots", kind, block_count, self._settings.block_size)
+        return self._make(block_count)
+
+    def _profile(self) -> None:
+        run_largest(self._make(largest_block_count(self._settings)), self._settings, self._axes)
+
+    def _make(self, block_count: int) -> ModelRunner:
+        cache = KvCache(
+            self._model.kv_layout, block_count, self._settings.block_size, self._dtype, self._device
+        )
+        return ModelRunner(
+            self._model,
+            cache,
+            self._backend,
+            self._settings,
+            axes=self._axes,
+            context_length=self._context_length,
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """Resolves a `--device` setting; "auto" is CUDA where there is one.
+
+    Raises:
+        InvalidRequestError: CUDA was asked for and torch sees none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidRequestError(f"--device {name}, but torch sees no CUDA device here")
+    return device
+
+
+def _configured_dtype(checkpoint: Checkpoint) -> str | None:
+    name = checkpoint.config.get("dtype", checkpoint.config.get("torch_dtype"))
+    return name if isinstance(name, str) else None

@@ -1,0 +1,99 @@
+"""One step: a scheduled batch in, one token per sampling sequence out.
+
+Knows the order of a step: inputs, embeddings, forward, logits, sampling. Does
+not decide what is in a batch and keeps nothing about a sequence but what the
+sampler needs.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from llm_service.engine.batch import RowSource, SampledToken, ScheduledBatch
+from llm_service.engine.messages import EngineSettings
+from llm_service.runner.attention.context import AttentionBackend, AttentionContext
+from llm_service.runner.attention.registration import CONTEXT_KEYWORD
+from llm_service.runner.embeddings import place_rows
+from llm_service.runner.inputs import InputBuffers, StepInputs
+from llm_service.runner.kv_cache import KvCache
+from llm_service.runner.rehearsal import run_smallest
+from llm_service.runner.sampling.sampler import Sampler
+from shared.families.base import LanguageModel
+
+
+class ModelRunner:
+    """Computes the steps of one language model.
+
+    Attributes:
+        block_count: blocks of the KV pool.
+        context_length: positions that the checkpoint was configured for.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        cache: KvCache,
+        backend: AttentionBackend,
+        settings: EngineSettings,
+        *,
+        axes: int,
+        context_length: int,
+    ) -> None:
+        """Owns the step's buffers; the parts are made by `load_runner`.
+
+        Args:
+            axes: rows of the model's positions, 1 or 3.
+        """
+        self._model = model
+        self._cache = cache
+        self._backend = backend
+        self._settings = settings
+        self._axes = axes
+        self._sampler = Sampler()
+        self.block_count = cache.block_count
+        self.context_length = context_length
+        dtype, device = cache.keys[0].dtype, cache.keys[0].device
+        longest = settings.max_model_len or context_length
+        self._buffers = InputBuffers(
+            max_tokens=settings.max_num_batched_tokens,
+            max_sequences=settings.max_num_seqs,
+            max_blocks=-(-longest // cache.block_size),
+            block_size=cache.block_size,
+            axes=axes,
+            device=device,
+        )
+        size = (settings.max_num_batched_tokens, model.hidden_size)
+        self._inputs_embeds = torch.zeros(size, dtype=dtype, device=device)
+
+    @torch.inference_mode()
+    def run(self, batch: ScheduledBatch, rows: RowSource) -> list[SampledToken]:
+        """Computes keys and values of all parts; one token for each item that samples, in order."""
+        if not batch.items:
+            return []
+        step = self._buffers.fill(batch)
+        hidden = self._forward(step, rows)
+        sampling = [item.sequence for item in step.items if item.samples]
+        if not sampling:
+            return []
+        logits = self._model.logits(hidden.index_select(0, step.sampled))
+        tokens = {token.sequence_id: token for token in self._sampler.sample(logits, sampling)}
+        return [tokens[item.sequence.sequence_id] for item in batch.items if item.samples]
+
+    def forget(self, sequence_id: int) -> None:
+        """Drops what is kept for a sequence. Unknown ids are no error."""
+        self._sampler.forget(sequence_id)
+
+    def warm_up(self) -> None:
+        """Computes two small steps, so that the first request does not pay for first uses."""
+        run_smallest(self, self._settings, self._axes)
+
+    def _forward(self, step: StepInputs, rows: RowSource) -> torch.Tensor:
+        """Final hidden states, (tokens, hidden)."""
+        embeds = self._inputs_embeds[: len(step.token_ids)]
+        embeds.copy_(self._model.embed(step.token_ids))
+        place_rows(embeds, step.items, step.rows, rows)
+        if len(step.fresh_blocks):
+            self._cache.clear(step.fresh_blocks)
+        plan = self._backend.plan(self._cache, step.shape)
+        context = AttentionContext(self._cache, step.shape.slots, plan)
+        return self._model.forward(embeds, step.positions, **{CONTEXT_KEYWORD: context})

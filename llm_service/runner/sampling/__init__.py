@@ -1,0 +1,1 @@
+"""Logits to tokens: adjust, choose, report. Knows sequences' settings, not the model."""
