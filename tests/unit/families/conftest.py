@@ -1,0 +1,69 @@
+"""Tiny checkpoints and pictures for the families' tests, built once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared.checkpoint import read_checkpoint
+from shared.families import load_family
+from shared.families.base import Family
+from tests.checkpoints import build_tiny
+from tests.reference import ReferenceModel
+
+VARIANTS: dict[str, dict[str, str]] = {
+    "qwen2_vl": {"model_type": "qwen2_vl"},
+    "qwen2_5_vl": {"model_type": "qwen2_5_vl"},
+    "llava": {"model_type": "llava"},
+    "llava_siglip_qwen2": {"model_type": "llava", "vision": "siglip", "text": "qwen2", "template": "strings"},
+    "llava_mistral": {"model_type": "llava", "text": "mistral"},
+}
+
+Build = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Returns the folder of a variant's checkpoint."""
+    folders: dict[str, Path] = {}
+
+    def build(variant: str) -> Path:
+        if variant not in folders:
+            folders[variant] = build_tiny(folder=tmp_path_factory.mktemp(variant), **VARIANTS[variant])  # type: ignore[arg-type]
+        return folders[variant]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def reference(tiny: Build) -> Callable[[str], ReferenceModel]:
+    """Returns a variant's whole model in transformers."""
+    models: dict[str, ReferenceModel] = {}
+
+    def load(variant: str) -> ReferenceModel:
+        if variant not in models:
+            models[variant] = ReferenceModel(tiny(variant))
+        return models[variant]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def family(tiny: Build) -> Callable[[str], Family]:
+    """Returns a variant's family."""
+    return lambda variant: load_family(read_checkpoint(tiny(variant)))
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[Image.Image]:
+    """Pictures of different sizes, smooth enough that resizing keeps their differences."""
+    return [_picture(seed, size) for seed, size in enumerate([(56, 56), (140, 84), (61, 150), (300, 200)])]
+
+
+def _picture(seed: int, size: tuple[int, int]) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
