@@ -247,9 +247,7 @@ class Family(Protocol):
 
     def prompt_layout(self) -> PromptLayout: ...
 
-    def language_model(
-        self, device: torch.device, dtype: torch.dtype, attention_name: str
-    ) -> LanguageModel:
+    def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
         """Loads the LLM half with the registered attention function `attention_name`."""
         ...
 

@@ -33,7 +33,7 @@ class Decoder:
     def __init__(self, module: nn.Module, text_config: Any, axes: int) -> None:
         assert isinstance(module, DecoderModule)
         self._model: Any = module.model
-        self._embeddings: nn.Embedding = self._model.embed_tokens
+        self._embeddings: Any = self._model.embed_tokens
         self._output_weight = module.lm_head.weight
         self._axes = axes
         self.hidden_size = int(text_config.hidden_size)

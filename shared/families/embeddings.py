@@ -25,7 +25,9 @@ _GRID_SIDES = 3
 _BFLOAT16_EXPONENT = 0x7F80
 
 
-def check_fields(fields: Mapping[str, RawTensor], required: Collection[str], optional: Collection[str]) -> None:
+def check_fields(
+    fields: Mapping[str, RawTensor], required: Collection[str], optional: Collection[str]
+) -> None:
     """Raises BadEmbeddingsError for a missing or an unknown field."""
     for name in sorted(required):
         if name not in fields:
@@ -89,7 +91,8 @@ def read_grids(name: str, tensor: RawTensor, merge_size: int) -> tuple[Grid, ...
             width that `merge_size` does not divide.
     """
     values = read_integers(name, tensor)
-    if values.ndim not in (1, 2) or values.shape[-1] != _GRID_SIDES or not 1 <= values.size // _GRID_SIDES <= MAX_GRIDS:
+    fits = values.ndim in (1, 2) and values.shape[-1] == _GRID_SIDES
+    if not fits or not 1 <= values.size // _GRID_SIDES <= MAX_GRIDS:
         raise BadEmbeddingsError(
             f"{name} has the shape {list(tensor.shape)}; it needs [3] or [n, 3] with n up to {MAX_GRIDS}",
             param=name,

@@ -39,7 +39,9 @@ class ImageProcessor:
             )
         except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise InvalidRequestError(f"{checkpoint.folder} has no usable image processor: {reason}") from error
+            raise InvalidRequestError(
+                f"{checkpoint.folder} has no usable image processor: {reason}"
+            ) from error
         if not type(self._processor).__name__.endswith("Pil"):
             name = type(self._processor).__name__
             raise InvalidRequestError(f"{checkpoint.folder}: {name} has no PIL backend")

@@ -77,7 +77,10 @@ class LlavaPreprocessor:
         return Features(info, {"pixel_values": pixels}, self._row_count)
 
     def accept_embeddings(self, fields: Mapping[str, RawTensor]) -> EncodedItem:
-        """See `Preprocessor`. Fields: `image_embeds` (rows, hidden); `image_sizes` [2] or [1, 2] may be there."""
+        """See `Preprocessor`.
+
+        Fields: `image_embeds` (rows, hidden); `image_sizes` [2] or [1, 2] may be there.
+        """
         check_fields(fields, required=(ROWS,), optional=(SIZES,))
         image_size = self._image_size(fields[SIZES]) if SIZES in fields else None
         rows = check_rows(ROWS, fields[ROWS], self._hidden_size)
@@ -182,9 +185,7 @@ class LlavaFamily:
         config = self._checkpoint.config
         return LlavaLayout(int(config.get("image_token_index", config.get("image_token_id", 32000))))
 
-    def language_model(
-        self, device: torch.device, dtype: torch.dtype, attention_name: str
-    ) -> LanguageModel:
+    def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
         """See `Family`."""
         from shared.families.decoder import load_decoder
 

@@ -68,13 +68,15 @@ class MRopeLayout:
         counts = self.row_counts(info.grids)
         if sum(counts) != info.row_count or not counts:
             raise InvalidRequestError(
-                f"item {item} has {info.row_count} rows; its grids imply {sum(counts)}", param=f"media[{item}]"
+                f"item {item} has {info.row_count} rows; its grids imply {sum(counts)}",
+                param=f"media[{item}]",
             )
         first_row = 0
         for grid, count in zip(info.grids, counts, strict=True):
             if first_row:
                 draft.add_text([self.end_id, self.start_id])
-            draft.add_picture(self.image_id, Span(item, len(draft.token_ids), count, first_row=first_row), grid)
+            span = Span(item, start=len(draft.token_ids), length=count, first_row=first_row)
+            draft.add_picture(self.image_id, span, grid)
             first_row += count
 
 

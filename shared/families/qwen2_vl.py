@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 ROWS = "image_embeds"
 GRID = "image_grid_thw"
+SETTINGS = ("min_pixels", "max_pixels")
 
 PREFIXES: Prefixes = {
     "visual.": ("encoder", ""),
@@ -56,7 +57,10 @@ class Qwen2VLPreprocessor:
         self._merge_size = merge_size
 
     def preprocess_image(self, picture: Image.Image, settings: Mapping[str, Any]) -> Features:
-        """See `Preprocessor`. Settings: `min_pixels` and `max_pixels`, which may only shrink a picture's cost."""
+        """See `Preprocessor`.
+
+        Settings: `min_pixels` and `max_pixels`, which may only lower a picture's cost.
+        """
         size = self._target_size(settings)
         arrays = self._processor(picture, **({"size": size} if settings else {}))
         (grid,) = (Grid(*map(int, row)) for row in arrays[GRID])
@@ -69,7 +73,10 @@ class Qwen2VLPreprocessor:
         return Features(info, {"pixel_values": arrays["pixel_values"], GRID: arrays[GRID]}, patch_count)
 
     def accept_embeddings(self, fields: Mapping[str, RawTensor]) -> EncodedItem:
-        """See `Preprocessor`. Fields: `image_embeds` (rows, hidden), `image_grid_thw` [3], [1, 3] or [n, 3]."""
+        """See `Preprocessor`.
+
+        Fields: `image_embeds` (rows, hidden) and `image_grid_thw` [3], [1, 3] or [n, 3].
+        """
         check_fields(fields, required=(ROWS, GRID), optional=())
         # The grid first: it is small, and the rows are read whole.
         grids = read_grids(GRID, fields[GRID], self._merge_size)
@@ -90,8 +97,10 @@ class Qwen2VLPreprocessor:
         """
         own = self._processor.size
         for name in settings:
-            if name not in ("min_pixels", "max_pixels"):
-                raise InvalidRequestError(f"unknown processor setting {name!r}; there are min_pixels and max_pixels")
+            if name not in SETTINGS:
+                raise InvalidRequestError(
+                    f"unknown processor setting {name!r}; there are {' and '.join(SETTINGS)}"
+                )
         most = self._pixels(settings, "max_pixels", own["longest_edge"])
         least = self._pixels(settings, "min_pixels", min(own["shortest_edge"], most))
         if not least <= most <= own["longest_edge"]:
@@ -127,7 +136,7 @@ class Qwen2VLTower:
             output = self._module(pixels.to(weight.device, weight.dtype), grid_thw=grids.to(weight.device))
         rows: torch.Tensor = output.pooler_output
         counts = [features.info.row_count for features in batch]
-        return [{ROWS: part} for part in rows.split(counts)]
+        return [{ROWS: part} for part in torch.split(rows, counts)]
 
 
 class Qwen2VLFamily:
@@ -166,9 +175,7 @@ class Qwen2VLFamily:
             merge_size=self._merge_size(),
         )
 
-    def language_model(
-        self, device: torch.device, dtype: torch.dtype, attention_name: str
-    ) -> LanguageModel:
+    def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
         """See `Family`."""
         from shared.families.decoder import load_decoder
 

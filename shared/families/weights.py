@@ -78,7 +78,8 @@ def _parameters_without_memory() -> Iterator[None]:
     def strip(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn.Parameter:
         return nn.Parameter(parameter.to("meta"), requires_grad=False)
 
-    hook = register_module_parameter_registration_hook(strip)
+    # torch types the hook as returning nothing, but takes what it returns.
+    hook = register_module_parameter_registration_hook(strip)  # type: ignore[arg-type]
     try:
         yield
     finally:

@@ -68,7 +68,10 @@ WRONG: dict[str, tuple[dict[str, RawTensor], str]] = {
         "holds int64",
     ),
     "NaN": ({"image_embeds": with_value(np.nan, torch.float32), "image_grid_thw": grid(WHOLE)}, "finite"),
-    "infinity": ({"image_embeds": with_value(np.inf, torch.float16), "image_grid_thw": grid(WHOLE)}, "finite"),
+    "infinity": (
+        {"image_embeds": with_value(np.inf, torch.float16), "image_grid_thw": grid(WHOLE)},
+        "finite",
+    ),
     "bfloat16 NaN": (
         {"image_embeds": with_value(np.nan, torch.bfloat16), "image_grid_thw": grid(WHOLE)},
         "finite",

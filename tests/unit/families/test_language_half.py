@@ -42,7 +42,9 @@ def attention_name() -> Iterator[str]:
     AttentionInterface._global_mapping.pop(name)
 
 
-def run(model: LanguageModel, token_ids: list[int], positions: Any, rows: dict[int, torch.Tensor]) -> torch.Tensor:
+def run(
+    model: LanguageModel, token_ids: list[int], positions: Any, rows: dict[int, torch.Tensor]
+) -> torch.Tensor:
     """Runs a whole prompt; `rows` are embeddings by first position."""
     embeds = model.embed(torch.tensor(token_ids)).clone()
     for start, part in rows.items():
@@ -92,7 +94,11 @@ def test_sizes(variant: str, attention_name: str, family: GetFamily, reference: 
     parts = family(variant)
     model = parts.language_model(CPU, torch.bfloat16, attention_name)
     assert (model.hidden_size, parts.hidden_size(), parts.context_length()) == (64, 64, 2048)
-    assert (model.kv_layout.layer_count, model.kv_layout.kv_head_count, model.kv_layout.head_dim) == (3, 2, 16)
+    assert (model.kv_layout.layer_count, model.kv_layout.kv_head_count, model.kv_layout.head_dim) == (
+        3,
+        2,
+        16,
+    )
     assert model.vocabulary_size == reference(variant).config.get_text_config().vocab_size
     assert model.embed(torch.tensor([1])).dtype == torch.bfloat16
     assert model.logits(torch.zeros(2, 64, dtype=torch.bfloat16)).dtype == torch.float32

@@ -78,7 +78,9 @@ def is_encoder(name: str) -> bool:
     return any(part in name for part in ("visual", "vision_tower", "multi_modal_projector"))
 
 
-@pytest.mark.parametrize("variant", ["qwen2_vl", "qwen2_5_vl", "llava", "llava_siglip_qwen2", "llava_mistral"])
+@pytest.mark.parametrize(
+    "variant", ["qwen2_vl", "qwen2_5_vl", "llava", "llava_siglip_qwen2", "llava_mistral"]
+)
 @pytest.mark.parametrize("half", ["encoder", "language"])
 def test_a_half_reads_its_own_tensors_alone(
     variant: str, half: str, tiny: Build, tensors_read: set[str]
@@ -162,12 +164,18 @@ def test_a_renamed_tensor_is_refused(tiny: Build, tmp_path: Path) -> None:
     ("extra", "half", "reason"),
     [
         ("visual.blocks.7.norm1.weight", "encoder", r"holds unknown encoder weights: blocks\.7"),
-        ("model.layers.9.mlp.up_proj.weight", "language", r"holds unknown language weights: model\.layers\.9"),
+        (
+            "model.layers.9.mlp.up_proj.weight",
+            "language",
+            r"holds unknown language weights: model\.layers\.9",
+        ),
         ("audio_tower.weight", "encoder", "audio_tower.weight, which belongs to no known part"),
         ("audio_tower.weight", "language", "audio_tower.weight, which belongs to no known part"),
     ],
 )
-def test_an_unknown_tensor_is_refused(extra: str, half: str, reason: str, tiny: Build, tmp_path: Path) -> None:
+def test_an_unknown_tensor_is_refused(
+    extra: str, half: str, reason: str, tiny: Build, tmp_path: Path
+) -> None:
     folder = edit(
         copy(tiny("qwen2_vl"), tmp_path / "more"), lambda tensors: tensors | {extra: torch.zeros(32)}
     )
@@ -186,7 +194,8 @@ def test_computed_buffers_in_old_files_are_passed_over(tiny: Build, tmp_path: Pa
 def test_a_wrong_shape_is_refused(half: str, tiny: Build, tmp_path: Path) -> None:
     name = "visual.merger.mlp.0.bias" if half == "encoder" else "model.norm.weight"
     folder = edit(
-        copy(tiny("qwen2_vl"), tmp_path / "short"), lambda tensors: tensors | {name: tensors[name][:-1].clone()}
+        copy(tiny("qwen2_vl"), tmp_path / "short"),
+        lambda tensors: tensors | {name: tensors[name][:-1].clone()},
     )
     with pytest.raises(InvalidRequestError, match=rf"{name} has the shape .*config.json implies"):
         load(folder, half)
@@ -195,7 +204,8 @@ def test_a_wrong_shape_is_refused(half: str, tiny: Build, tmp_path: Path) -> Non
 def test_quantised_weights_are_refused(tiny: Build, tmp_path: Path) -> None:
     name = "model.norm.weight"
     folder = edit(
-        copy(tiny("qwen2_vl"), tmp_path / "int8"), lambda tensors: tensors | {name: tensors[name].to(torch.int8)}
+        copy(tiny("qwen2_vl"), tmp_path / "int8"),
+        lambda tensors: tensors | {name: tensors[name].to(torch.int8)},
     )
     with pytest.raises(InvalidRequestError, match="quantised"):
         load(folder, "language")
@@ -265,7 +275,9 @@ def bad_weights(folder: Path) -> None:
 
 
 def lost_shard(folder: Path) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-2.safetensors"}})
+    )
 
 
 def outside_shard(folder: Path) -> None:

@@ -128,5 +128,7 @@ def test_layout_needs_neither_torch_nor_transformers(variant: str, tiny: Callabl
         f"load_family(read_checkpoint(Path({str(tiny(variant))!r}))).prompt_layout().expand([1, 2], [])\n"
         "assert not {'torch', 'transformers'} & set(sys.modules), sorted(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
