@@ -1,0 +1,183 @@
+"""Embeddings to the LLM services that wait for them.
+
+Knows `PutEmbeddings` and addresses. Does not know how embeddings are made: it
+takes a layout and rows to come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+import grpc
+
+from encoder_service.encoding import Encoding
+from encoder_service.single_flight import SingleFlight
+from protos.llm.v1 import embedding_service_pb2, embedding_service_pb2_grpc
+from protos.tensor.v1 import tensor_pb2
+from shared.errors import DeadlineError, InvalidRequestError
+from shared.families.base import EncodedItem
+from shared.rpc.channel import open_channel
+from shared.rpc.status import from_rpc_error
+from shared.telemetry import Stopwatch
+from shared.wire import chunk_ranges, header_to_wire
+
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
+_MAX_CHANNEL_COUNT = 64
+
+PutRequest = embedding_service_pb2.PutEmbeddingsRequest
+PutCall = grpc.aio.StreamUnaryCall[PutRequest, embedding_service_pb2.PutEmbeddingsResponse]
+
+
+class Delivery:
+    """Pushes items, each once to each address, over one channel per address.
+
+    Args:
+        allowed: addresses that may be pushed to; empty for any.
+    """
+
+    def __init__(self, allowed: Collection[str]) -> None:
+        self._allowed = frozenset(allowed)
+        self._channels = _Channels()
+        self._pushes: SingleFlight[tuple[str, str], None, float] = SingleFlight()
+
+    def check(self, address: str) -> None:
+        """Checks an address before anything else is done for its caller.
+
+        Raises:
+            InvalidRequestError: no HOST:PORT, or not one of those allowed.
+        """
+        if not _ADDRESS.fullmatch(address):
+            raise InvalidRequestError("the delivery address is no HOST:PORT", param="delivery_address")
+        if self._allowed and address not in self._allowed:
+            raise InvalidRequestError(
+                "the delivery address is none of this encoder's LLM services", param="delivery_address"
+            )
+
+    async def push(self, address: str, key: str, encoding: Encoding, timeout_s: float) -> float:
+        """Pushes an item, or waits for the push of it that is under way.
+
+        The caller holds `encoding` meanwhile. A push ends at the deadline of the
+        caller who started it; another with time left starts it again.
+
+        Returns: seconds from the first to the last pushed byte.
+
+        Raises:
+            UnavailableError: the LLM service is not reachable or went away.
+            PerceptError: it refused the item.
+        """
+        stopwatch = Stopwatch()
+        while True:
+            remaining_s = timeout_s - stopwatch.seconds()
+            if remaining_s <= 0:
+                raise DeadlineError("the deadline passed before the embeddings were delivered")
+            flight = self._pushes.start(
+                (key, address), None, partial(self._push, address, key, encoding, remaining_s)
+            )
+            with flight.held():
+                try:
+                    return await flight.result()
+                except DeadlineError:
+                    # The starter's time was up; ours may not be.
+                    continue
+
+    async def close(self) -> None:
+        """Closes all channels."""
+        await self._channels.close()
+
+    async def _push(self, address: str, key: str, encoding: Encoding, timeout_s: float) -> float:
+        try:
+            async with asyncio.timeout(timeout_s), self._channels.borrowed(address) as channel:
+                layout = await encoding.layout()
+                call = embedding_service_pb2_grpc.EmbeddingServiceStub(channel).PutEmbeddings()
+                try:
+                    header = header_to_wire(key, layout.info, layout.tensors)
+                    return await _send(call, PutRequest(header=header), encoding)
+                finally:
+                    # Does nothing to a call that has ended well.
+                    call.cancel()
+        except TimeoutError:
+            raise DeadlineError("the deadline passed before the embeddings were delivered") from None
+        except grpc.aio.AioRpcError as fault:
+            raise from_rpc_error(fault, f"LLM service {address}") from fault
+
+
+async def _send(call: PutCall, header: PutRequest, encoding: Encoding) -> float:
+    """Sends the header now and the rows when they are there. Returns the seconds that the rows took.
+
+    An LLM service that has the item already, or needs it no more, may answer at
+    any time: the rest is then not sent.
+    """
+    await call.write(header)
+    item = await _rows_or_end(call, encoding)
+    stopwatch = Stopwatch()
+    if item is not None:
+        with suppress(asyncio.InvalidStateError):
+            # Raised where the answer came meanwhile; what it is, the call says below.
+            for frame in _chunks(item):
+                await call.write(frame)
+            await call.done_writing()
+    await call
+    return stopwatch.seconds()
+
+
+async def _rows_or_end(call: PutCall, encoding: Encoding) -> EncodedItem | None:
+    """Waits for the rows; gives None as soon as the call ended without them."""
+    ended = asyncio.ensure_future(call.code())
+    rows = asyncio.ensure_future(encoding.item())
+    try:
+        await asyncio.wait([ended, rows], return_when=asyncio.FIRST_COMPLETED)
+        return None if ended.done() else rows.result()
+    finally:
+        ended.cancel()
+        rows.cancel()
+
+
+def _chunks(item: EncodedItem) -> Iterator[PutRequest]:
+    for chunk in tensor_chunks(item):
+        yield PutRequest(chunk=chunk)
+
+
+def tensor_chunks(item: EncodedItem) -> Iterator[tensor_pb2.TensorChunk]:
+    """An item's bytes as the wire's chunks, tensor by tensor."""
+    for index, tensor in enumerate(item.tensors.values()):
+        data = memoryview(tensor.data).cast("B")
+        for start, end in chunk_ranges(len(data)):
+            yield tensor_pb2.TensorChunk(tensor_index=index, byte_offset=start, data=bytes(data[start:end]))
+
+
+class _Channels:
+    """One channel per address, the longest unused closed where there are too many."""
+
+    def __init__(self) -> None:
+        self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
+        self._borrower_counts: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def borrowed(self, address: str) -> AsyncIterator[grpc.aio.Channel]:
+        """Lends the channel of an address; it stays open meanwhile."""
+        if address not in self._channels:
+            self._channels[address] = open_channel(address)
+        self._channels.move_to_end(address)
+        self._borrower_counts[address] += 1
+        try:
+            yield self._channels[address]
+        finally:
+            self._borrower_counts[address] -= 1
+            await self._close_surplus()
+
+    async def close(self) -> None:
+        """Closes all channels, lent ones too."""
+        while self._channels:
+            _, channel = self._channels.popitem()
+            await channel.close()
+
+    async def _close_surplus(self) -> None:
+        idle = [address for address in self._channels if not self._borrower_counts[address]]
+        for address in idle[: max(0, len(self._channels) - _MAX_CHANNEL_COUNT)]:
+            del self._borrower_counts[address]
+            await self._channels.pop(address).close()

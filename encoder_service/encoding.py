@@ -1,0 +1,199 @@
+"""An item on its way to embeddings: decoded, laid out, encoded, kept.
+
+Knows the order of the stages and lets identical items share one run. Does not
+know callers' streams nor where embeddings go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from encoder_service.batcher import Batcher, Encoded
+from encoder_service.cache import EmbeddingCache
+from encoder_service.encoder import Encoder
+from encoder_service.media.messages import Job
+from encoder_service.media.pool import WorkerPool
+from encoder_service.single_flight import Flight, SingleFlight
+from shared.families.base import EncodedItem, MediaInfo
+from shared.telemetry import Stopwatch
+from shared.wire import TensorLayout, layouts_of
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What is known of an item before its rows are."""
+
+    info: MediaInfo
+    tensors: tuple[TensorLayout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """How long the stages of an item took, in seconds; 0 where it skipped one."""
+
+    queue_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    encode_seconds: float = 0.0
+    cache_hit: bool = False
+
+
+class Encoding(Protocol):
+    """An item's embeddings, there or to come."""
+
+    async def layout(self) -> Layout:
+        """Waits until the layout is known.
+
+        Raises:
+            PerceptError: the item cannot be encoded.
+        """
+        ...
+
+    async def item(self) -> EncodedItem:
+        """Waits until the rows are there.
+
+        Raises:
+            PerceptError: the item cannot be encoded.
+        """
+        ...
+
+    def timings(self) -> Timings:
+        """What it took, once the rows are there."""
+        ...
+
+
+class Kept:
+    """Embeddings from the cache."""
+
+    def __init__(self, item: EncodedItem) -> None:
+        self._item = item
+
+    async def layout(self) -> Layout:
+        """The item's layout, at once."""
+        return _layout_of(self._item)
+
+    async def item(self) -> EncodedItem:
+        """The item, at once."""
+        return self._item
+
+    def timings(self) -> Timings:
+        """Nothing but a hit."""
+        return Timings(cache_hit=True)
+
+
+class _Progress:
+    """What a run tells while it goes on."""
+
+    def __init__(self) -> None:
+        self.layout: asyncio.Future[Layout] = asyncio.get_running_loop().create_future()
+        self.timings = Timings()
+
+
+class Shared:
+    """Embeddings of a run, seen by one of its callers."""
+
+    def __init__(self, flight: Flight[_Progress, EncodedItem], *, owner: bool) -> None:
+        self._flight = flight
+        self._owner = owner
+
+    async def layout(self) -> Layout:
+        """Waits for the layout, or for the run's failure."""
+        known = self._flight.progress.layout
+        await self._flight.first_of(known)
+        return known.result()
+
+    async def item(self) -> EncodedItem:
+        """Waits for the rows."""
+        return await self._flight.result()
+
+    def timings(self) -> Timings:
+        """The run's own for the caller who started it; those who joined only waited."""
+        return self._flight.progress.timings if self._owner else Timings()
+
+
+class Encodings:
+    """All items in progress, over the machinery of the stages."""
+
+    def __init__(self, pool: WorkerPool, batcher: Batcher, encoder: Encoder, cache: EmbeddingCache) -> None:
+        self._pool = pool
+        self._batcher = batcher
+        self._encoder = encoder
+        self._cache = cache
+        self._flights: SingleFlight[str, _Progress, EncodedItem] = SingleFlight()
+        # A place is given on only when the batcher took the features, so that
+        # decoding never runs far ahead of the tower.
+        self._places = asyncio.Semaphore(pool.worker_count)
+        self.decoding_count = 0
+
+    @contextmanager
+    def held(self, key: str) -> Iterator[Encoding | None]:
+        """Holds the embeddings of `key` if they are kept or on their way, else gives None."""
+        flight = self._flights.find(key)
+        if flight is not None:
+            with flight.held():
+                yield Shared(flight, owner=False)
+            return
+        item = self._cache.get(key)
+        yield None if item is None else Kept(item)
+
+    @contextmanager
+    def started(self, key: str, job: Job, payload: bytes) -> Iterator[Encoding]:
+        """Holds a run of an item whose payload is whole and matches its key.
+
+        Several callers may upload the same item at once, so that none depends on
+        another's upload: the first complete one starts the run, and the others
+        join it here.
+        """
+        item = self._cache.peek(key)
+        if item is not None:
+            yield Kept(item)
+            return
+        progress = _Progress()
+        flight = self._flights.start(key, progress, lambda: self._encode(progress, key, job, payload))
+        with flight.held():
+            yield Shared(flight, owner=flight.progress is progress)
+
+    async def _encode(self, progress: _Progress, key: str, job: Job, payload: bytes) -> EncodedItem:
+        stopwatch = Stopwatch()
+        with self._counted_decoding():
+            async with self._places:
+                waited = stopwatch.seconds()
+                result = await self._pool.run(job, payload)
+                progress.timings = Timings(waited, stopwatch.seconds() - waited)
+                if isinstance(result, EncodedItem):
+                    progress.layout.set_result(_layout_of(result))
+                    self._cache.put(key, result)
+                    return result
+                progress.layout.set_result(Layout(result.info, self._encoder.layouts(result.info)))
+                answer = await self._batcher.submit(result)
+        return await self._encoded(progress, key, answer)
+
+    async def _encoded(
+        self, progress: _Progress, key: str, answer: asyncio.Future[Encoded]
+    ) -> EncodedItem:
+        encoded = await answer
+        assert tuple(layouts_of(encoded.item.tensors)) == progress.layout.result().tensors, (
+            "a tower gives what its layout promised"
+        )
+        progress.timings = replace(
+            progress.timings,
+            queue_seconds=progress.timings.queue_seconds + encoded.queue_seconds,
+            encode_seconds=encoded.encode_seconds,
+        )
+        self._cache.put(key, encoded.item)
+        return encoded.item
+
+    @contextmanager
+    def _counted_decoding(self) -> Iterator[None]:
+        self.decoding_count += 1
+        try:
+            yield
+        finally:
+            self.decoding_count -= 1
+
+
+def _layout_of(item: EncodedItem) -> Layout:
+    return Layout(item.info, tuple(layouts_of(item.tensors)))

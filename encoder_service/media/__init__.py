@@ -1,0 +1,1 @@
+"""From bytes to features: decoding and preprocessing in worker processes, under limits."""

@@ -1,0 +1,135 @@
+"""One worker process: takes an item, decodes and preprocesses it, sends the result.
+
+Knows its limits and that it may die at any moment. Does not know gRPC, the tower
+or other items.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from encoder_service.media import messages
+from encoder_service.media.picture import decode_picture
+from shared.errors import BadMediaError, MediaTooLargeError, PerceptError
+from shared.families.base import EncodedItem, Features, Preprocessor
+
+logger = logging.getLogger(__name__)
+
+_EXTRA_TIME_S = 5
+"""A worker kills itself this long after its parent should have."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """What one item may use.
+
+    Attributes:
+        time_limit_s: seconds until the worker is killed.
+        memory_byte_count: address space above what the worker needs when idle.
+        max_pixel_count: largest picture, width x height.
+    """
+
+    time_limit_s: float
+    memory_byte_count: int
+    max_pixel_count: int
+
+
+def work(channel: socket.socket, factory: Callable[[], Preprocessor], limits: WorkerLimits) -> None:
+    """Runs until the pool closes the channel. The entry point of the process."""
+    # Ctrl-C goes to the whole group: the service drains and closes the channel.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        preprocessor = factory()
+    except PerceptError as error:
+        messages.send(channel, messages.from_error(error))
+        return
+    _single_thread()
+    _limit_memory(limits.memory_byte_count)
+    messages.send(channel, messages.Ready())
+    while (received := messages.receive_job(channel)) is not None:
+        job, file = received
+        # The default action of the alarm ends the process even inside a decoder
+        # that never returns to Python, should the parent be gone.
+        signal.alarm(int(limits.time_limit_s) + _EXTRA_TIME_S)
+        _answer(channel, preprocessor, job, file, limits)
+        signal.alarm(0)
+
+
+def _answer(
+    channel: socket.socket,
+    preprocessor: Preprocessor,
+    job: messages.Job,
+    file: int,
+    limits: WorkerLimits,
+) -> None:
+    try:
+        reply, result_file = _packed_result(preprocessor, job, file, limits)
+    except Exception as fault:
+        messages.send(channel, messages.from_error(_typed(fault)))
+        return
+    try:
+        messages.send(channel, reply, result_file)
+    finally:
+        os.close(result_file)
+
+
+def _typed(fault: Exception) -> PerceptError:
+    if isinstance(fault, PerceptError):
+        return fault
+    if isinstance(fault, MemoryError):
+        return MediaTooLargeError("the item needs more memory than a worker may use")
+    # The text may hold paths and addresses: it is for the log only.
+    logger.error("preprocessing failed", exc_info=fault)
+    return BadMediaError("the item cannot be processed")
+
+
+def _packed_result(
+    preprocessor: Preprocessor, job: messages.Job, file: int, limits: WorkerLimits
+) -> tuple[messages.Done, int]:
+    payload = _payload(file)
+    return messages.pack(_process(preprocessor, job, payload, limits.max_pixel_count))
+
+
+def _payload(file: int) -> bytes:
+    try:
+        with mmap.mmap(file, 0, prot=mmap.PROT_READ) as mapping:
+            return mapping[:]
+    finally:
+        os.close(file)
+
+
+def _process(
+    preprocessor: Preprocessor, job: messages.Job, payload: bytes, max_pixel_count: int
+) -> Features | EncodedItem:
+    if job.precomputed:
+        from encoder_service.media.embedding_files.fields import read_fields
+
+        return preprocessor.accept_embeddings(read_fields(payload))
+    settings = messages.decoded_settings(job.settings)
+    return preprocessor.preprocess_image(decode_picture(payload, max_pixel_count), settings)
+
+
+def _single_thread() -> None:
+    """One item, one core: parallelism is the number of workers."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+
+
+def _limit_memory(byte_count: int) -> None:
+    """Bounds the address space, so that a bomb ends in MemoryError and not in the machine's."""
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        page_count = int(statm.read().split()[0])
+    bound = page_count * resource.getpagesize() + byte_count
+    resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

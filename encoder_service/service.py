@@ -1,0 +1,180 @@
+"""The encoder service from its start to its drained end.
+
+Knows which parts there are and in which order they start and stop. Does not know
+what they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from encoder_service.admission import Admission
+from encoder_service.batcher import Batcher
+from encoder_service.cache import EmbeddingCache
+from encoder_service.delivery import Delivery
+from encoder_service.encoder import Encoder
+from encoder_service.encoding import Encodings
+from encoder_service.media.messages import Job
+from encoder_service.media.pool import WorkerPool
+from encoder_service.media.worker import WorkerLimits
+from encoder_service.servicer import EncoderServicer, Parts, ServedModel
+from encoder_service.settings import EncoderSettings
+from encoder_service.upload import MODALITIES, UploadRules
+from protos.encoder.v1 import encoder_service_pb2, encoder_service_pb2_grpc
+from shared.checkpoint import find_checkpoint, read_checkpoint
+from shared.families import load_family
+from shared.families.base import Checkpoint, Family, Preprocessor, Tower
+from shared.rpc.server import RunningServer, ServiceRegistration, build_server
+from shared.telemetry import Stopwatch, configure_logging
+
+logger = logging.getLogger(__name__)
+
+_MIB = 1024**2
+_GIB = 1024**3
+
+_WORKER_BASE_BYTE_COUNT = _GIB
+_WORKER_PIXEL_BYTE_COUNT = 24
+"""Bytes per pixel that a worker may use: the file's mode, RGBA, RGB and floats side by side."""
+
+_SPARE_CALLS = 64
+"""Calls beyond the items' bound, so that ours speaks before gRPC's: status, health, refusals."""
+
+
+async def serve(settings: EncoderSettings) -> None:
+    """Loads, serves until SIGTERM or SIGINT, and drains.
+
+    Raises:
+        PerceptError: the checkpoint cannot be served, or the address not bound.
+    """
+    configure_logging("encoder", settings.log_level)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with running(settings) as (_, port):
+        logger.info("serving on port %d", port)
+        await stopping.wait()
+        logger.info("draining for up to %g s", settings.drain_grace_s)
+
+
+@asynccontextmanager
+async def running(settings: EncoderSettings) -> AsyncIterator[tuple[RunningServer, int]]:
+    """Runs the service inside the block: serving at its start, drained at its end.
+
+    Gives the server and its port.
+    """
+    stopwatch = Stopwatch()
+    logger.info("loading encoder of %s", settings.model)
+    checkpoint = await asyncio.to_thread(find_checkpoint, settings.model)
+    family = load_family(checkpoint)
+    async with AsyncExitStack() as stack:
+        parts, encoder = await _started_parts(stack, settings, checkpoint, family)
+        await _warm_up(parts.pool, encoder)
+        names = settings.served_model_name or (settings.model,)
+        model = ServedModel(names[0], family.model_type, encoder.hidden_size)
+        rules = UploadRules(
+            frozenset(names),
+            frozenset(MODALITIES[modality] for modality in family.modalities),
+            settings.max_payload_mib * _MIB,
+        )
+        servicer = EncoderServicer(model, rules, parts, settings.default_deadline_s)
+        server = _build_server(servicer, settings)
+        port = await server.start(settings.listen)
+        stack.push_async_callback(server.drain, settings.drain_grace_s)
+        await server.serving()
+        logger.info("encoder ready after %.1f s", stopwatch.seconds())
+        yield server, port
+
+
+def make_preprocessor(folder: str) -> Preprocessor:
+    """Makes a checkpoint's preprocessor; runs in the workers."""
+    return load_family(read_checkpoint(Path(folder))).preprocessor()
+
+
+async def _started_parts(
+    stack: AsyncExitStack, settings: EncoderSettings, checkpoint: Checkpoint, family: Family
+) -> tuple[Parts, Encoder]:
+    """Starts the workers and the tower side by side, and what stands on them."""
+    limits = WorkerLimits(
+        time_limit_s=settings.decode_timeout_s,
+        memory_byte_count=_WORKER_BASE_BYTE_COUNT + _WORKER_PIXEL_BYTE_COUNT * settings.max_image_pixels,
+        max_pixel_count=settings.max_image_pixels,
+    )
+    factory = partial(make_preprocessor, str(checkpoint.folder))
+    pool = WorkerPool(factory, settings.workers, limits)
+    stack.push_async_callback(pool.close)
+    load, data_type = await asyncio.to_thread(_tower_loader, settings, checkpoint, family)
+    encoder = Encoder(load, data_type)
+    stack.callback(encoder.close)
+    await asyncio.gather(pool.start(), encoder.start())
+    batcher = Batcher(
+        encoder.run,
+        settings.max_batch_tokens,
+        settings.batch_wait_ms / 1000,
+        lambda: encodings.decoding_count > 0,
+    )
+    cache = EmbeddingCache(int(settings.cache_gib * _GIB))
+    encodings = Encodings(pool, batcher, encoder, cache)
+    batcher.start()
+    stack.push_async_callback(batcher.close)
+    delivery = Delivery(settings.llm)
+    stack.push_async_callback(delivery.close)
+    admission = Admission(settings.max_pending_items, settings.max_pending_payload_mib * _MIB)
+    return Parts(admission, encodings, delivery, cache, batcher, pool), encoder
+
+
+def _tower_loader(
+    settings: EncoderSettings, checkpoint: Checkpoint, family: Family
+) -> tuple[Callable[[], Tower], str]:
+    """What loads the tower, and the element type that its embeddings will have."""
+    import torch
+
+    from shared.torch_tensors import choose_dtype
+
+    chosen = settings.device
+    if chosen == "auto":
+        chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    device = torch.device(chosen)
+    dtype = choose_dtype(settings.dtype, device, _configured_type(checkpoint))
+    logger.info("loading encoder to %s as %s", device, dtype)
+    return partial(family.tower, device, dtype), str(dtype).removeprefix("torch.")
+
+
+def _configured_type(checkpoint: Checkpoint) -> str | None:
+    configured = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
+    return configured if isinstance(configured, str) else None
+
+
+async def _warm_up(pool: WorkerPool, encoder: Encoder) -> None:
+    """Sends one picture all the way, so that the first caller does not pay for what comes once."""
+    from PIL import Image
+
+    from shared.families.base import Features
+
+    file = io.BytesIO()
+    Image.new("RGB", (224, 224), (127, 127, 127)).save(file, "PNG")
+    features = await pool.run(Job(precomputed=False, settings=""), file.getvalue())
+    assert isinstance(features, Features), "a picture becomes features"
+    await encoder.run([features])
+
+
+def _build_server(servicer: EncoderServicer, settings: EncoderSettings) -> RunningServer:
+    name = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
+    registration = ServiceRegistration(
+        name,
+        lambda server: encoder_service_pb2_grpc.add_EncoderServiceServicer_to_server(servicer, server),
+    )
+    return build_server(
+        [registration],
+        default_deadline_s=settings.default_deadline_s,
+        max_concurrent_calls=2 * settings.max_pending_items + _SPARE_CALLS,
+    )

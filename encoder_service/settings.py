@@ -1,0 +1,56 @@
+"""The encoder service's settings: the same names as flags and as PERCEPT_ variables."""
+
+from __future__ import annotations
+
+import os
+
+from pydantic import Field
+
+from shared.settings import CommaList, DataTypeName, Device, ServiceSettings
+
+
+class EncoderSettings(ServiceSettings):
+    """Frozen; read once at start."""
+
+    model: str = Field(description="Checkpoint to serve: a local folder or a Hugging Face id.")
+    served_model_name: CommaList = Field(
+        (), description="Names that callers use for the model. Default: --model as it is written."
+    )
+    listen: str = Field("127.0.0.1:50051", description="HOST:PORT to serve gRPC on; port 0 takes a free one.")
+    device: Device = Field("auto", description="Where the tower runs; auto takes CUDA where there is one.")
+    dtype: DataTypeName = Field(
+        "auto", description="Element type of the tower and of its embeddings; auto takes float32 on the CPU."
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads of the tower. Default: torch's own.")
+    workers: int = Field(
+        default_factory=lambda: max(1, min(8, (os.cpu_count() or 2) // 2)),
+        ge=1,
+        le=64,
+        description="Worker processes that decode and preprocess, one item each at a time.",
+    )
+    llm: CommaList = Field(
+        (), description="LLM services, HOST:PORT, that embeddings may be delivered to. Empty: any."
+    )
+    max_pending_items: int = Field(
+        256, ge=1, description="Items accepted and not finished; more are refused, to keep waits short."
+    )
+    max_pending_payload_mib: int = Field(
+        1024, ge=1, description="Payload bytes of the items above, in MiB; further ones are refused."
+    )
+    max_payload_mib: int = Field(64, ge=1, description="Largest payload of one item, in MiB.")
+    max_image_pixels: int = Field(
+        178_956_970, ge=1, description="Largest picture, width x height, checked before it is decoded."
+    )
+    decode_timeout_s: float = Field(
+        30.0, gt=0, description="Seconds that decoding one item may take before its worker is killed."
+    )
+    max_batch_tokens: int = Field(
+        16_384, ge=1, description="Patches that one run of the tower takes; a larger item runs alone."
+    )
+    batch_wait_ms: float = Field(
+        5.0, ge=0, description="Longest wait for more items that are being decoded, to run them together."
+    )
+    cache_gib: float = Field(0.5, ge=0, description="Budget of the embedding cache, in GiB; 0 turns it off.")
+    drain_grace_s: float = Field(
+        10.0, ge=0, description="Seconds that running calls get to end after SIGTERM or SIGINT."
+    )
