@@ -1,0 +1,188 @@
+"""What a message's `content` may hold, as typed parts.
+
+Knows the part types of OpenAI and of vLLM, and every path by which an error
+names a part. Does not fetch, decode or look at media.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shared.errors import InvalidRequestError, UnsupportedMediaError
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """Text as the client wrote it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageUrlPart:
+    """A picture by URL: data, http, https or file.
+
+    Attributes:
+        param: path of the part, for errors.
+    """
+
+    url: str
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsPart:
+    """Precomputed embeddings of a picture.
+
+    Attributes:
+        fields: name to base64 text, or to a JSON array.
+        param: path of the part, for errors.
+    """
+
+    fields: Mapping[str, str | list[Any]]
+    param: str
+
+
+MediaPart = ImageUrlPart | EmbeddingsPart
+Part = TextPart | MediaPart
+
+_TEXT_TYPES = frozenset({"text", "input_text", "output_text"})
+_IMAGE_TYPES = frozenset({"image_url", "input_image"})
+_OTHER_MODALITIES = frozenset(
+    {"video_url", "input_video", "video_embeds", "audio_url", "input_audio", "audio_embeds"}
+)
+_DETAILS = frozenset({"auto", "low", "high", "original"})
+# Hints about caching and origin: our caches go by content, so they change nothing.
+_HINTS = frozenset({"uuid", "cache_control", "annotations", "logprobs"})
+_MAX_FIELDS = 16
+_MAX_FIELD_NAME_LENGTH = 64
+_MAX_HINT_LENGTH = 256
+_SUPPORTED = "supported types are: 'text', 'image_url', 'image_embeds'"
+
+
+def parse_content(content: str | list[Any], param: str) -> list[Part]:
+    """Returns the parts of a message's content, in order.
+
+    Raises:
+        InvalidRequestError: a part of an unknown type or form; its path is the param.
+    """
+    if isinstance(content, str):
+        return [TextPart(content)]
+    if not content:
+        raise InvalidRequestError(f"Invalid '{param}': empty array. Expected at least one part.", param=param)
+    return [_parse_part(part, f"{param}[{index}]") for index, part in enumerate(content)]
+
+
+def _parse_part(part: object, param: str) -> Part:
+    if isinstance(part, str):
+        return TextPart(part)
+    if not isinstance(part, dict):
+        raise InvalidRequestError(f"Invalid type for '{param}': expected an object or a string.", param=param)
+    kind = part.get("type", _guess_type(part))
+    if kind is None:
+        raise InvalidRequestError(f"Missing required parameter: '{param}.type'; {_SUPPORTED}.", param=param)
+    parse = _PARSERS.get(kind) if isinstance(kind, str) else None
+    if parse is None:
+        raise _unknown_type(kind, param)
+    return parse(part, param)
+
+
+def _guess_type(part: Mapping[str, Any]) -> str | None:
+    """The type of a part that has none: the one key that says it."""
+    named = [key for key in ("text", "image_url", "image_embeds", *_OTHER_MODALITIES) if key in part]
+    return named[0] if len(named) == 1 else None
+
+
+def _unknown_type(kind: object, param: str) -> InvalidRequestError:
+    if isinstance(kind, str) and kind in _OTHER_MODALITIES:
+        return InvalidRequestError(
+            f"'{kind}' parts are not supported by this model; {_SUPPORTED}.",
+            param=param,
+            code=UnsupportedMediaError.default_code,
+        )
+    shown = repr(kind)[:64]
+    path = f"{param}.type"
+    return InvalidRequestError(f"Invalid value for '{path}': {shown}; {_SUPPORTED}.", param=path)
+
+
+def _parse_text(part: Mapping[str, Any], param: str) -> Part:
+    _check_keys(part, {"type", "text"}, param)
+    return TextPart(_text(part.get("text"), f"{param}.text"))
+
+
+def _parse_refusal(part: Mapping[str, Any], param: str) -> Part:
+    _check_keys(part, {"type", "refusal"}, param)
+    return TextPart(_text(part.get("refusal"), f"{param}.refusal"))
+
+
+def _parse_image(part: Mapping[str, Any], param: str) -> Part:
+    _check_keys(part, {"type", "image_url", "detail"}, param)
+    _check_detail(part.get("detail"), f"{param}.detail")
+    path = f"{param}.image_url"
+    value = part.get("image_url")
+    if isinstance(value, dict):
+        _check_keys(value, {"url", "detail"}, path)
+        _check_detail(value.get("detail"), f"{path}.detail")
+        value = value.get("url")
+        _text(value, f"{path}.url")
+    url = _text(value, path)
+    if not url:
+        raise InvalidRequestError(f"Invalid '{path}': the URL is empty.", param=path)
+    return ImageUrlPart(url, path)
+
+
+def _parse_embeddings(part: Mapping[str, Any], param: str) -> Part:
+    _check_keys(part, {"type", "image_embeds"}, param)
+    path = f"{param}.image_embeds"
+    value = part.get("image_embeds")
+    fields = {"image_embeds": value} if isinstance(value, str) else value
+    if not isinstance(fields, dict) or not fields:
+        raise InvalidRequestError(
+            f"Invalid type for '{path}': expected base64 text, or an object of named tensors.", param=path
+        )
+    if len(fields) > _MAX_FIELDS or any(len(name) > _MAX_FIELD_NAME_LENGTH for name in fields):
+        raise InvalidRequestError(f"Invalid '{path}': too many fields, or a field name too long.", param=path)
+    for name, field in fields.items():
+        if not isinstance(field, str | list):
+            raise InvalidRequestError(
+                f"Invalid type for '{path}.{name}': expected base64 text or an array of numbers.",
+                param=f"{path}.{name}",
+            )
+    return EmbeddingsPart(fields, path)
+
+
+def _text(value: object, param: str) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None:
+        raise InvalidRequestError(f"Missing required parameter: '{param}'.", param=param)
+    raise InvalidRequestError(f"Invalid type for '{param}': expected a string.", param=param)
+
+
+def _check_keys(part: Mapping[str, Any], known: set[str], param: str) -> None:
+    for key, value in part.items():
+        if key in known or value is None:
+            continue
+        if key not in _HINTS:
+            raise InvalidRequestError(
+                f"Unrecognized request argument supplied: {param}.{key[:64]}", param=f"{param}.{key[:64]}"
+            )
+        if isinstance(value, str) and len(value) > _MAX_HINT_LENGTH:
+            raise InvalidRequestError(f"Invalid '{param}.{key}': text too long.", param=f"{param}.{key}")
+
+
+def _check_detail(detail: object, param: str) -> None:
+    if detail is not None and detail not in _DETAILS:
+        raise InvalidRequestError(
+            f"Invalid value for '{param}': supported values are: 'auto', 'low' and 'high'.", param=param
+        )
+
+
+_PARSERS: dict[str, Callable[[Mapping[str, Any], str], Part]] = {
+    **dict.fromkeys(_TEXT_TYPES, _parse_text),
+    **dict.fromkeys(_IMAGE_TYPES, _parse_image),
+    "refusal": _parse_refusal,
+    "image_embeds": _parse_embeddings,
+}

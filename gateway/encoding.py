@@ -1,0 +1,140 @@
+"""Has one item encoded and delivered, on whichever encoder replica can.
+
+Knows the `Encode` call and when another replica is worth a try. Does not know
+why the item is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import grpc
+
+from gateway.deadline import Deadline
+from gateway.media import ResolvedItem
+from gateway.metrics import Stages
+from gateway.placement import by_preference
+from gateway.replicas import Replica, ReplicaSet, peer_error
+from protos.encoder.v1 import encoder_service_pb2
+from protos.encoder.v1.encoder_service_pb2_grpc import EncoderServiceAsyncStub
+from shared.errors import OverloadedError, PerceptError, UnavailableError
+
+EncoderReplica = Replica[EncoderServiceAsyncStub, encoder_service_pb2.GetModelResponse]
+EncoderSet = ReplicaSet[EncoderServiceAsyncStub, encoder_service_pb2.GetModelResponse]
+
+_CHUNK_SIZE = 512 * 1024
+_MAX_ROUNDS = 8
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 1.0
+
+
+class Encoding:
+    """Encodes items on the replicas of one set."""
+
+    def __init__(self, encoders: EncoderSet, stages: Stages) -> None:
+        self._encoders = encoders
+        self._stages = stages
+
+    async def deliver(self, item: ResolvedItem, delivery_address: str, deadline: Deadline) -> None:
+        """Returns when the item's rows are at `delivery_address`.
+
+        Tries the replicas in the key's own order. A replica that is gone is passed
+        over; when all are, they are tried again after a pause, a few times, for
+        another may be starting.
+
+        Raises:
+            PerceptError: the item is bad (its part's path is the param), every replica
+                is full, or none was there for long enough.
+        """
+        pause_s = _FIRST_PAUSE_S
+        fault: PerceptError = UnavailableError("No encoder service is ready.")
+        for _ in range(_MAX_ROUNDS):
+            refused = False
+            for replica in by_preference(item.item.key, self._encoders.serving):
+                try:
+                    return await self._encode(replica, item, delivery_address, deadline)
+                except OverloadedError as error:
+                    refused, fault = True, error
+                except UnavailableError as error:
+                    fault = error
+            if refused:
+                break
+            await asyncio.sleep(min(pause_s * random.uniform(0.5, 1.5), deadline.remaining_s()))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        raise fault
+
+    async def _encode(
+        self, replica: EncoderReplica, item: ResolvedItem, delivery_address: str, deadline: Deadline
+    ) -> None:
+        call = replica.stub.Encode(timeout=deadline.remaining_s())
+        trailer: encoder_service_pb2.EncodeTrailer | None = None
+        with replica.in_use():
+            try:
+                async for frame in _converse(call, item, delivery_address):
+                    if frame.HasField("trailer"):
+                        trailer = frame.trailer
+            except grpc.aio.AioRpcError as error:
+                typed = peer_error(error, "encoder", replica)
+                typed.param = item.param
+                raise typed from error
+            finally:
+                call.cancel()
+        if trailer is None:
+            raise UnavailableError("the encoder service ended the stream early")
+        self._observe(trailer)
+
+    def _observe(self, trailer: encoder_service_pb2.EncodeTrailer) -> None:
+        if trailer.cache_hit:
+            self._stages.observe("transfer", trailer.transfer_seconds)
+            return
+        self._stages.observe("encoder_queue", trailer.queue_seconds)
+        self._stages.observe("decode", trailer.decode_seconds)
+        self._stages.observe("encode", trailer.encode_seconds)
+        self._stages.observe("transfer", trailer.transfer_seconds)
+
+
+EncodeCall = grpc.aio.StreamStreamCall[encoder_service_pb2.EncodeRequest, encoder_service_pb2.EncodeResponse]
+
+
+async def _converse(
+    call: EncodeCall, item: ResolvedItem, delivery_address: str
+) -> AsyncIterator[encoder_service_pb2.EncodeResponse]:
+    """Header, `accepted`, payload; yields what follows.
+
+    Raises:
+        grpc.aio.AioRpcError: the call's status.
+    """
+    header = encoder_service_pb2.EncodeHeader(
+        item=item.item, byte_count=len(item.payload), delivery_address=delivery_address
+    )
+    await _write(call, encoder_service_pb2.EncodeRequest(header=header))
+    first = await call.read()
+    if isinstance(first, encoder_service_pb2.EncodeResponse) and first.accepted.payload_wanted:
+        for start in range(0, len(item.payload), _CHUNK_SIZE):
+            chunk = item.payload[start : start + _CHUNK_SIZE]
+            await _write(call, encoder_service_pb2.EncodeRequest(chunk=chunk))
+    await _close(call)
+    while isinstance(frame := await call.read(), encoder_service_pb2.EncodeResponse):
+        yield frame
+
+
+async def _write(call: EncodeCall, frame: encoder_service_pb2.EncodeRequest) -> None:
+    try:
+        await call.write(frame)
+    except asyncio.InvalidStateError:
+        await _raise_status(call)
+
+
+async def _close(call: EncodeCall) -> None:
+    try:
+        await call.done_writing()
+    except asyncio.InvalidStateError:
+        await _raise_status(call)
+
+
+async def _raise_status(call: EncodeCall) -> None:
+    """A call that ended while we still wrote: reading raises its status, if it failed."""
+    while await call.read() is not grpc.aio.EOF:
+        pass

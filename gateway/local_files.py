@@ -1,0 +1,70 @@
+"""Reads file:// URLs from one allowed folder.
+
+A file that is missing and a file that may not be read give the same answer, so
+that nobody learns from it which files there are.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote
+
+from shared.errors import MediaFetchError, MediaTooLargeError
+
+_READ_SIZE = 1024 * 1024
+
+
+class _Read(Protocol):
+    def __call__(self, size: int, /) -> bytes: ...
+
+
+def read_file_url(url: str, folder: Path | None, max_byte_count: int) -> bytes:
+    """Reads the file behind a `file:///path` URL. Blocks: run it in a thread.
+
+    Raises:
+        MediaFetchError: the file is missing, not a regular file, or not below `folder`
+            once its symbolic links are resolved; or no folder is allowed.
+        MediaTooLargeError: the file is over the limit.
+    """
+    if folder is None:
+        raise _denied()
+    try:
+        path = _allowed_path(url, folder.resolve(strict=True))
+        # The path is resolved: a last component that is a link now was put there since.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError, RuntimeError):
+        raise _denied() from None
+    with open(descriptor, "rb", buffering=0) as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _denied()
+        return _read(file.read, max_byte_count)
+
+
+def _allowed_path(url: str, folder: Path) -> Path:
+    rest = url[len("file:") :]
+    if not rest.startswith("//") or len(url) > 4096:
+        raise ValueError("not a file URL with a path")
+    host, slash, path = rest[2:].partition("/")
+    if not slash or host.lower() not in ("", "localhost"):
+        raise ValueError("a file URL of another host")
+    found = Path("/" + unquote(path, errors="strict")).resolve(strict=True)
+    if not found.is_relative_to(folder):
+        raise ValueError("outside of the allowed folder")
+    return found
+
+
+def _read(read: _Read, max_byte_count: int) -> bytes:
+    content = bytearray()
+    while chunk := read(_READ_SIZE):
+        content += chunk
+        if len(content) > max_byte_count:
+            raise MediaTooLargeError(f"The media file is larger than {max_byte_count} bytes.")
+    return bytes(content)
+
+
+def _denied() -> MediaFetchError:
+    return MediaFetchError("The file cannot be read.", code="media_file_not_allowed")

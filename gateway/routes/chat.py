@@ -1,0 +1,171 @@
+"""POST /v1/chat/completions, streamed and whole."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from gateway.access import REQUEST_ID
+from gateway.answers import AnswerCollector, AnswerHead, ChunkWriter, finish_reason
+from gateway.body import read_json
+from gateway.conductor import Assignment
+from gateway.deadline import Deadline
+from gateway.errors import as_percept_error, json_response
+from gateway.metrics import RequestMeter
+from gateway.parts import Gateway
+from gateway.schemas import ChatCompletionRequest, parse_chat_request
+from gateway.sse import EventStreamResponse, while_connected
+from gateway.translate import check_item_count, to_generate_request, to_prompt
+from protos.llm.v1 import llm_service_pb2
+from shared.errors import OverloadedError
+
+router = APIRouter(tags=["chat"])
+
+Frames = AsyncGenerator[llm_service_pb2.GenerateResponse, None]
+
+
+@router.post(
+    "/v1/chat/completions",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}},
+        }
+    },
+)
+async def create_chat_completion(request: Request) -> Response:
+    """Continues a conversation about text and pictures."""
+    gateway: Gateway = request.app.state.gateway
+    work = _Work(gateway, request.scope["state"][REQUEST_ID])
+    body = await read_json(request, gateway.settings.max_body_byte_count)
+    chat = parse_chat_request(body)
+    head = work.head(chat)
+    if not chat.stream:
+        return json_response(await while_connected(request.receive, _whole(work, chat, head)))
+    chunks = _chunks(work, chat, head)
+    # Nothing is sent before the first chunk: what fails until then has its own status.
+    first = await while_connected(request.receive, _first(chunks))
+    return EventStreamResponse(_resumed(first, chunks))
+
+
+class _Work:
+    """One request's way through the gateway."""
+
+    def __init__(self, gateway: Gateway, request_id: str) -> None:
+        self._gateway = gateway
+        self._request_id = request_id
+        self._meter = RequestMeter(gateway.metrics)
+        self._deadline = Deadline.after(gateway.settings.deadline_s)
+
+    def head(self, chat: ChatCompletionRequest) -> AnswerHead:
+        """What every object of the answer repeats.
+
+        Raises:
+            UnknownModelError: the request names another model.
+        """
+        model = self._gateway.check_model(chat.model)
+        return AnswerHead(
+            id=f"chatcmpl-{chat.request_id or uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=model,
+            system_fingerprint=self._gateway.fingerprint(),
+        )
+
+    async def frames(self, chat: ChatCompletionRequest) -> Frames:
+        """Resolves the media, has the answer generated, and measures it.
+
+        Raises:
+            PerceptError: the request failed.
+        """
+        try:
+            assignment = await self._assignment(chat)
+            async with self._gateway.conductor.generate(assignment) as frames:
+                async for frame in frames:
+                    self._measure(frame)
+                    yield frame
+        except Exception as fault:
+            self._count_failure(fault)
+            raise
+
+    async def _assignment(self, chat: ChatCompletionRequest) -> Assignment:
+        gateway = self._gateway
+        prompt = to_prompt(chat)
+        check_item_count(prompt.media, gateway.image_limit())
+        self._meter.asked(
+            choice_count=chat.n or 1, max_tokens=chat.max_token_count, image_count=len(prompt.media)
+        )
+        items = await gateway.media.resolve_all(prompt.media)
+        request = to_generate_request(
+            chat, prompt, items, request_id=self._request_id, max_model_len=gateway.model().max_model_len
+        )
+        return Assignment(request, items, prompt.affinity(), self._deadline)
+
+    def _measure(self, frame: llm_service_pb2.GenerateResponse) -> None:
+        if frame.HasField("delta"):
+            self._meter.delta(frame.delta.choice_index)
+            return
+        self._meter.finish(finish_reason(frame.finish))
+        if frame.finish.HasField("usage"):
+            self._meter.complete(frame.finish.usage, frame.finish.timings)
+
+    def _count_failure(self, fault: Exception) -> None:
+        error = as_percept_error(fault)
+        metrics = self._gateway.metrics
+        metrics.failures.labels(metrics.model, error.code or error.reason.lower()).inc()
+        if isinstance(error, OverloadedError):
+            metrics.rejections.labels(metrics.model, "service_overloaded").inc()
+
+
+async def _whole(work: _Work, chat: ChatCompletionRequest, head: AnswerHead) -> dict[str, Any]:
+    collector = AnswerCollector(head, chat.n or 1, with_logprobs=bool(chat.logprobs))
+    usage = llm_service_pb2.Usage()
+    async with aclosing(work.frames(chat)) as frames:
+        async for frame in frames:
+            if frame.HasField("delta"):
+                collector.delta(frame.delta)
+            else:
+                collector.finish(frame.finish)
+                usage.MergeFrom(frame.finish.usage)
+    return collector.whole(usage)
+
+
+async def _chunks(
+    work: _Work, chat: ChatCompletionRequest, head: AnswerHead
+) -> AsyncGenerator[dict[str, Any], None]:
+    options = chat.stream_options
+    writer = ChunkWriter(head, chat.n or 1, with_usage=bool(options and options.include_usage))
+    usage = llm_service_pb2.Usage()
+    opened = False
+    async with aclosing(work.frames(chat)) as frames:
+        async for frame in frames:
+            for chunk in () if opened else writer.opening():
+                yield chunk
+            opened = True
+            for chunk in _written(writer, frame):
+                yield chunk
+            usage.MergeFrom(frame.finish.usage)
+    for chunk in writer.usage(usage):
+        yield chunk
+
+
+def _written(writer: ChunkWriter, frame: llm_service_pb2.GenerateResponse) -> Iterable[dict[str, Any]]:
+    return writer.delta(frame.delta) if frame.HasField("delta") else writer.finish(frame.finish)
+
+
+async def _first(chunks: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any]:
+    return await anext(chunks)
+
+
+async def _resumed(
+    first: dict[str, Any], rest: AsyncGenerator[dict[str, Any], None]
+) -> AsyncGenerator[dict[str, Any], None]:
+    async with aclosing(rest):
+        yield first
+        async for chunk in rest:
+            yield chunk

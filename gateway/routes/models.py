@@ -1,0 +1,41 @@
+"""Routes about the served models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from gateway.errors import json_response
+from gateway.parts import Gateway
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> Response:
+    """The names under which the model is served."""
+    gateway: Gateway = request.app.state.gateway
+    data = [_model_object(gateway, name) for name in gateway.model_names()]
+    return json_response({"object": "list", "data": data})
+
+
+@router.get("/v1/models/{name:path}")
+async def retrieve_model(request: Request, name: str) -> Response:
+    """One served model."""
+    gateway: Gateway = request.app.state.gateway
+    return json_response(_model_object(gateway, gateway.check_model(name)))
+
+
+def _model_object(gateway: Gateway, name: str) -> dict[str, Any]:
+    model = gateway.model()
+    return {
+        "id": name,
+        "object": "model",
+        "created": model.start_seconds,
+        "owned_by": "percept",
+        "root": gateway.model_names()[0],
+        "parent": None,
+        "max_model_len": model.max_model_len,
+    }

@@ -1,0 +1,85 @@
+"""Runs the gateway: one HTTP server until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from gateway.app import create_app
+from gateway.parts import Gateway
+from gateway.settings import GatewaySettings
+from shared.telemetry import configure_logging
+
+logger = logging.getLogger(__name__)
+
+# How long running requests may still take once we were told to stop.
+_GRACE_S = 15
+_KEEP_ALIVE_S = 75
+
+
+async def serve(settings: GatewaySettings) -> None:
+    """Serves until SIGTERM or SIGINT, then lets running requests end for a while.
+
+    A second signal ends them at once.
+    """
+    configure_logging("gateway", settings.log_level)
+    server = build_server(Gateway(settings), settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop)
+    try:
+        await server.serve()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+    if not server.started:
+        raise SystemExit(1)
+
+
+class GatewayServer(uvicorn.Server):
+    """An HTTP server that leaves signals to its caller."""
+
+    def stop(self) -> None:
+        """Asks it to end; asked again, it ends at once."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in self.servers:
+            for sock in listener.sockets:
+                host, port = sock.getsockname()[:2]
+                logger.info("gateway listens on http://%s:%d/v1", host, port)
+
+
+def build_server(gateway: Gateway, settings: GatewaySettings) -> GatewayServer:
+    """Builds the HTTP server on the settings' address."""
+    host, _, port = settings.listen.rpartition(":")
+    config = uvicorn.Config(
+        create_app(gateway),
+        host=host.strip("[]") or "0.0.0.0",
+        port=int(port),
+        # Bounds the size of a request's head, which the faster parser does not.
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_GRACE_S,
+        backlog=2048,
+    )
+    return GatewayServer(config)

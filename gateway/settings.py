@@ -1,0 +1,86 @@
+"""Settings of the gateway. Knows names, defaults and bounds; reads nothing itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from shared.settings import CommaList, ItemLimits, ServiceSettings
+
+MIB = 1024 * 1024
+
+
+class GatewaySettings(ServiceSettings):
+    """How the gateway listens, whom it calls and what it refuses."""
+
+    listen: str = Field("127.0.0.1:8000", description="HOST:PORT of the HTTP server; port 0 for any.")
+    encoder: CommaList = Field(
+        (),
+        description="HOST:PORT of the encoder services, separated by commas. A name that resolves to "
+        "several addresses is several replicas. Without any, only text is served.",
+    )
+    llm: CommaList = Field(
+        ...,
+        min_length=1,
+        description="HOST:PORT of the LLM services, separated by commas. A name that resolves to several "
+        "addresses is several replicas.",
+    )
+    api_key: CommaList = Field(
+        (), repr=False, description="Keys that clients may use, separated by commas. None: no key is needed."
+    )
+    served_model_name: CommaList = Field(
+        (), description="Names that requests may use; the first is the main one. Default: the LLM's own."
+    )
+    allowed_local_media_path: Path | None = Field(
+        None, description="Folder whose files requests may name by file:// URLs. Unset: none may be read."
+    )
+    allowed_media_domains: CommaList = Field(
+        (), description="Host names that media may be fetched from, exactly as written. None: any."
+    )
+    allow_private_media: bool = Field(
+        False,
+        description="Also fetch media from private, loopback and link-local addresses. Whoever may send "
+        "requests can then make the gateway read from your own network.",
+    )
+    media_fetch_timeout_s: float = Field(
+        5.0, gt=0, description="Longest time to fetch one URL, redirects included, in seconds."
+    )
+    max_media_mib: float = Field(32.0, gt=0, description="Largest media file, in MiB.")
+    max_body_mib: float = Field(
+        64.0, gt=0, description="Largest request body, in MiB. Bounds the memory that one request can take."
+    )
+    limit_mm_per_prompt: ItemLimits = Field(
+        default_factory=dict,
+        description='How many items of a modality one prompt may hold, for example "image=4". '
+        "Default: what the LLM service says.",
+    )
+    request_timeout_s: float | None = Field(
+        None, gt=0, description="Deadline of a whole request, in seconds. Default: --default-deadline-s."
+    )
+    max_concurrent_requests: int = Field(
+        512,
+        ge=1,
+        description="Requests worked on at once. Further ones get 429 at once instead of a place in a queue "
+        "that their client may not have the patience for.",
+    )
+
+    @model_validator(mode="after")
+    def _check_folder(self) -> GatewaySettings:
+        folder = self.allowed_local_media_path
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"allowed_local_media_path: {folder} is no folder")
+        return self
+
+    @property
+    def deadline_s(self) -> float:
+        """Seconds that a whole request may take."""
+        return self.default_deadline_s if self.request_timeout_s is None else self.request_timeout_s
+
+    @property
+    def max_media_byte_count(self) -> int:
+        return int(self.max_media_mib * MIB)
+
+    @property
+    def max_body_byte_count(self) -> int:
+        return int(self.max_body_mib * MIB)

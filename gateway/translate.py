@@ -1,0 +1,178 @@
+"""A chat completion request to the wire contract. Pure: no I/O, no state.
+
+Knows both vocabularies. Does not know how media is resolved or who answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gateway.content import MediaPart, Part, TextPart, parse_content
+from gateway.media import ResolvedItem
+from gateway.schemas import ChatCompletionRequest, ChatMessage
+from protos.llm.v1 import llm_service_pb2
+from shared.errors import ContextLengthError, InvalidRequestError
+
+# gRPC's own limit on a message, less what its fields other than text may take.
+_MAX_MESSAGE_BYTE_COUNT = 4 * 1024 * 1024 - 1024
+
+# The developer's instructions are what earlier models call the system's; chat
+# templates know the older name only.
+_TEMPLATE_ROLES = {"developer": "system"}
+
+# What the LLM service calls the fields that it may refuse.
+_REQUEST_NAMES = {
+    "max_token_count": "max_completion_tokens",
+    "min_token_count": "min_tokens",
+    "stop_strings": "stop",
+    "choice_count": "n",
+    "include_stop_string": "include_stop_str_in_output",
+    "conversation": "messages",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PromptMessage:
+    """One message with its parts."""
+
+    role: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation and, in order of appearance, the media in it."""
+
+    messages: tuple[PromptMessage, ...]
+    media: tuple[MediaPart, ...]
+
+    def affinity(self) -> str:
+        """Names the conversation: equal for every turn of one, so that a turn finds
+        the prefix that the turn before left in a replica's cache."""
+        digest = hashlib.sha256()
+        for message in self.messages:
+            digest.update(repr((message.role, message.parts)).encode())
+            if message.role == "user":
+                break
+        return digest.hexdigest()
+
+
+def to_prompt(request: ChatCompletionRequest) -> Prompt:
+    """Reads the messages of a request.
+
+    Raises:
+        InvalidRequestError: content of a wrong form; its path is the param.
+    """
+    messages = tuple(_to_message(message, index) for index, message in enumerate(request.messages))
+    media = tuple(part for message in messages for part in message.parts if not isinstance(part, TextPart))
+    return Prompt(messages, media)
+
+
+def _to_message(message: ChatMessage, index: int) -> PromptMessage:
+    param = f"messages[{index}].content"
+    content = message.content
+    if content is None and message.role == "assistant":
+        content = message.refusal
+    if content is None:
+        raise InvalidRequestError(
+            f"Invalid value for '{param}': expected a string or a list of parts, got null.", param=param
+        )
+    role = _TEMPLATE_ROLES.get(message.role, message.role)
+    return PromptMessage(role, tuple(parse_content(content, param)))
+
+
+def check_item_count(media: Sequence[MediaPart], limit: int | None) -> None:
+    """Refuses more pictures than one prompt may hold.
+
+    Raises:
+        InvalidRequestError: there are more than `limit`.
+    """
+    if limit is not None and len(media) > limit:
+        raise InvalidRequestError(
+            f"At most {limit} image(s) may be provided in one prompt.", param="image", code="too_many_images"
+        )
+
+
+def to_generate_request(
+    request: ChatCompletionRequest,
+    prompt: Prompt,
+    items: Sequence[ResolvedItem],
+    *,
+    request_id: str,
+    max_model_len: int,
+) -> llm_service_pb2.GenerateRequest:
+    """Builds the LLM service's request.
+
+    Raises:
+        ContextLengthError: the text is so long that no message could carry it.
+    """
+    message = llm_service_pb2.GenerateRequest(
+        request_id=request_id,
+        conversation=_to_conversation(request, prompt),
+        media=[item.item for item in items],
+        sampling=_to_sampling(request),
+        stopping=_to_stopping(request),
+        top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+    )
+    if message.ByteSize() > _MAX_MESSAGE_BYTE_COUNT:
+        raise ContextLengthError(
+            f"This model's maximum context length is {max_model_len} tokens. However, your messages have "
+            f"{message.ByteSize()} bytes of text.",
+            param="messages",
+        )
+    return message
+
+
+def _to_conversation(request: ChatCompletionRequest, prompt: Prompt) -> llm_service_pb2.Conversation:
+    conversation = llm_service_pb2.Conversation(continue_final_message=bool(request.continue_final_message))
+    if request.add_generation_prompt is not None:
+        conversation.add_generation_prompt = request.add_generation_prompt
+    elif request.continue_final_message:
+        conversation.add_generation_prompt = False
+    media_count = 0
+    for message in prompt.messages:
+        target = conversation.messages.add(role=message.role)
+        for part in message.parts:
+            if isinstance(part, TextPart):
+                target.parts.add(text=part.text)
+            else:
+                target.parts.add(media_index=media_count)
+                media_count += 1
+    return conversation
+
+
+def _to_sampling(request: ChatCompletionRequest) -> llm_service_pb2.SamplingParameters:
+    return llm_service_pb2.SamplingParameters(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        seed=request.seed,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        logit_bias={int(token): bias for token, bias in (request.logit_bias or {}).items()},
+        choice_count=request.n,
+    )
+
+
+def _to_stopping(request: ChatCompletionRequest) -> llm_service_pb2.StoppingParameters:
+    return llm_service_pb2.StoppingParameters(
+        max_token_count=request.max_token_count,
+        min_token_count=request.min_tokens or 0,
+        stop_strings=request.stop or [],
+        stop_token_ids=request.stop_token_ids or [],
+        ignore_eos=bool(request.ignore_eos),
+        include_stop_string=bool(request.include_stop_str_in_output),
+    )
+
+
+def to_request_param(param: str | None) -> str | None:
+    """Turns a field path of the wire contract into the request's own name for it."""
+    if param is None:
+        return None
+    path = param.removeprefix("conversation.")
+    name = path.rpartition(".")[2] if path.startswith(("sampling.", "stopping.")) else path
+    return _REQUEST_NAMES.get(name, name)
