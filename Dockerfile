@@ -30,11 +30,11 @@ CMD ["percept", "gateway", "--listen", "0.0.0.0:8000"]
 FROM base AS encoder
 RUN pip install '.[encoder]'
 USER percept
-EXPOSE 9001
-CMD ["percept", "encoder", "--listen", "0.0.0.0:9001"]
+EXPOSE 50051
+CMD ["percept", "encoder", "--listen", "0.0.0.0:50051"]
 
 FROM base AS llm
 RUN pip install '.[llm]'
 USER percept
-EXPOSE 9002
-CMD ["percept", "llm", "--listen", "0.0.0.0:9002"]
+EXPOSE 50052
+CMD ["percept", "llm", "--listen", "0.0.0.0:50052"]

@@ -103,8 +103,11 @@ def is_switch(annotation: Any) -> bool:
 
 
 def shown_default(info: FieldInfo) -> str:
-    """A field's default in words: "required", "none" or its text."""
+    """A field's default in words: "required", "none", "computed" or its text."""
     if info.is_required():
         return "required"
+    if info.default_factory is not None and not isinstance(info.default_factory, type):
+        # It depends on the machine; the description says how.
+        return "computed"
     value = info.get_default(call_default_factory=True)
     return to_text(value) if value is not None and to_text(value) != "" else "none"

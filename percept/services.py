@@ -6,14 +6,14 @@ that shows its help must not wait for the services.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
-from shared.settings import ServiceSettings
+from shared.settings import ConfigFile, ServiceSettings, load_settings
 
 BUNDLED_MODEL = "percept-tiny"
 """Name of the model that comes with the package."""
@@ -66,3 +66,21 @@ def resolve_model(model: str) -> str:
     if model == BUNDLED_MODEL and not Path(model).exists():
         return str(bundled_model_folder())
     return model
+
+
+def load_service_settings(
+    entry: ServiceEntry, flags: Mapping[str, Any], config: ConfigFile
+) -> ServiceSettings:
+    """Reads a service's settings; the bundled model is found, and served by its own name.
+
+    Raises:
+        SettingsError: says what is wrong.
+    """
+    settings_class = entry.settings_class()
+    settings = load_settings(settings_class, flags, section=entry.name, config=config)
+    model = getattr(settings, "model", None)
+    if model is None or resolve_model(model) == model:
+        return settings
+    named = {} if "served_model_name" in settings.model_fields_set else {"served_model_name": model}
+    found = {**flags, **named, "model": resolve_model(model)}
+    return load_settings(settings_class, found, section=entry.name, config=config)

@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -117,20 +118,38 @@ class ServiceSettings(BaseSettings):
 SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
 
 
-def flag_name(field: str) -> str:
+def flag_name(name: str) -> str:
     """The command-line flag of a field, for example "--max-num-seqs"."""
-    return "--" + field.replace("_", "-")
+    return "--" + name.replace("_", "-")
 
 
-def variable_name(field: str) -> str:
+def variable_name(name: str) -> str:
     """The environment variable of a field, for example "PERCEPT_MAX_NUM_SEQS"."""
-    return PREFIX + field.upper()
+    return PREFIX + name.upper()
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """Content of a --config file.
+
+    Attributes:
+        common: values for every service that knows their name.
+        tables: section name to values for that service alone.
+    """
+
+    common: Mapping[str, Any] = field(default_factory=dict)
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def values_for(self, section: str) -> dict[str, Any]:
+        """What a service reads: its own table over the common values."""
+        return {**self.common, **self.tables.get(section, {})}
+
+
+def read_config_file(path: Path, sections: Collection[str]) -> ConfigFile:
     """Reads a TOML or YAML file. Keys may be written with "-" or "_".
 
-    Returns: its content, the keys of the first two levels with "_".
+    Args:
+        sections: names whose tables belong to one service.
 
     Raises:
         SettingsError: the file is missing, broken or no table.
@@ -141,19 +160,19 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
         raise SettingsError([f"--config {path}: {error}"]) from error
     if content is None:
-        return {}
+        return ConfigFile()
     if not isinstance(content, dict):
         raise SettingsError([f"--config {path}: the file must hold names and values"])
-    return _with_underscores(content, depth=2)
+    named = _with_underscores(content)
+    tables = {key: value for key, value in named.items() if key in sections and isinstance(value, dict)}
+    return ConfigFile(
+        common={key: value for key, value in named.items() if key not in tables},
+        tables={key: _with_underscores(table) for key, table in tables.items()},
+    )
 
 
-def _with_underscores(table: Mapping[Any, Any], depth: int) -> dict[str, Any]:
-    return {
-        str(key).replace("-", "_"): _with_underscores(value, depth - 1)
-        if depth > 1 and isinstance(value, dict)
-        else value
-        for key, value in table.items()
-    }
+def _with_underscores(table: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key).replace("-", "_"): value for key, value in table.items()}
 
 
 def load_settings(
@@ -161,7 +180,7 @@ def load_settings(
     flags: Mapping[str, Any],
     *,
     section: str,
-    config: Mapping[str, Any] | None = None,
+    config: ConfigFile | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> SettingsT:
     """Builds a service's settings: flags over variables over the file over defaults.
@@ -169,34 +188,31 @@ def load_settings(
     Args:
         flags: field name to text (or value) of the flags that were given; None is
             a flag that was not given.
-        section: the table of the file that holds this service's own settings; it
-            goes before the file's top level.
-        config: content of the file, as `read_config_file` returns it.
+        section: the service's table of the file.
+        config: the file, where there is one.
         environment: variables; those of this process when None.
 
     Raises:
         SettingsError: a value is malformed or out of range, or a required one is
             missing. One line for each.
     """
-    config = config or {}
-    own_table = config.get(section, {})
     sources: list[tuple[str, Mapping[str, Any], bool]] = [
-        ("file", {**config, **(own_table if isinstance(own_table, dict) else {})}, True),
+        ("file", (config or ConfigFile()).values_for(section), True),
         ("variable", _from_environment(settings_class, environment), False),
-        ("flag", {name: value for name, value in flags.items() if value is not None}, False),
+        ("flag", {flag: value for flag, value in flags.items() if value is not None}, False),
     ]
     values: dict[str, Any] = {}
     names: dict[str, str] = {}
     mistakes: list[str] = []
     for source, given, typed in sources:
-        for field, info in settings_class.model_fields.items():
-            if field not in given:
+        for name, info in settings_class.model_fields.items():
+            if name not in given:
                 continue
-            names[field] = _name_in(source, field)
+            names[name] = _name_in(source, name)
             try:
-                values[field] = _parse(info, given[field], typed=typed)
+                values[name] = _parse(info, given[name], typed=typed)
             except ValidationError as error:
-                mistakes.extend(_explain(names[field], error))
+                mistakes.extend(_explain(names[name], error))
     if mistakes:
         raise SettingsError(mistakes)
     try:
@@ -214,18 +230,17 @@ def _from_environment(
     return source()
 
 
-def _name_in(source: str, field: str) -> str:
+def _name_in(source: str, name: str) -> str:
     if source == "flag":
-        return flag_name(field)
+        return flag_name(name)
     if source == "variable":
-        return variable_name(field)
-    return f'"{field.replace("_", "-")}" in the --config file'
+        return variable_name(name)
+    return f'"{name.replace("_", "-")}" in the --config file'
 
 
 def _parse(info: FieldInfo, value: Any, *, typed: bool) -> Any:
     """Parses one value: strictly where the source has types, by text where it has none."""
-    annotation: Any = Annotated[info.rebuild_annotation(), info]
-    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+    adapter: TypeAdapter[Any] = TypeAdapter(info.rebuild_annotation())
     if typed:
         # JSON's strict rules are the file's: no text for a number, no number for a flag.
         return adapter.validate_json(json.dumps(value, default=str), strict=True)
@@ -248,12 +263,12 @@ def _shown(value: Any) -> str:
 def _explain_whole(names: Mapping[str, str], error: ValidationError) -> list[str]:
     lines = []
     for mistake in error.errors(include_url=False):
-        field = str(mistake["loc"][0]) if mistake["loc"] else ""
+        name = str(mistake["loc"][0]) if mistake["loc"] else ""
         message = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "missing":
-            lines.append(f"{flag_name(field)} is required: give the flag or set {variable_name(field)}")
-        elif field:
-            lines.append(f"{names.get(field, flag_name(field))}: {message}")
+            lines.append(f"{flag_name(name)} is required: give the flag or set {variable_name(name)}")
+        elif name:
+            lines.append(f"{names.get(name, flag_name(name))}: {message}")
         else:
             lines.append(message)
     return lines
@@ -262,7 +277,7 @@ def _explain_whole(names: Mapping[str, str], error: ValidationError) -> list[str
 def check_names(
     classes: Mapping[str, type[ServiceSettings]],
     *,
-    config: Mapping[str, Any] | None = None,
+    config: ConfigFile | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> None:
     """Refuses variables and file keys that no service knows.
@@ -273,20 +288,19 @@ def check_names(
     Raises:
         SettingsError: names each unknown one, and the nearest known.
     """
-    known = {field for settings_class in classes.values() for field in settings_class.model_fields}
-    variables = {variable_name(field) for field in known} | {PREFIX + "CONFIG"}
+    known = {name for settings_class in classes.values() for name in settings_class.model_fields}
+    variables = {variable_name(name) for name in known} | {PREFIX + "CONFIG"}
     environment = os.environ if environment is None else environment
     mistakes = [
         f"{name}: no setting has this name{_nearest(name, variables)}; unset it"
         for name in sorted(environment)
         if name.upper().startswith(PREFIX) and name.upper() not in variables
     ]
-    for key, value in (config or {}).items():
-        if key in classes and isinstance(value, dict):
-            own = set(classes[key].model_fields)
-            mistakes.extend(_unknown_key(f"{key}.{name}", name, own) for name in value if name not in own)
-        elif key not in known:
-            mistakes.append(_unknown_key(key, key, known))
+    config = config or ConfigFile()
+    mistakes += [_unknown_key(key, key, known) for key in config.common if key not in known]
+    for section, table in config.tables.items():
+        own = set(classes[section].model_fields)
+        mistakes += [_unknown_key(f"{section}.{key}", key, own) for key in table if key not in own]
     if mistakes:
         raise SettingsError(mistakes)
 
@@ -308,11 +322,11 @@ def to_environment(settings: ServiceSettings) -> dict[str, str]:
     Fields at their defaults are left out.
     """
     variables = {}
-    for field, info in type(settings).model_fields.items():
-        value = getattr(settings, field)
+    for name, info in type(settings).model_fields.items():
+        value = getattr(settings, name)
         if value is None or (not info.is_required() and value == info.get_default(call_default_factory=True)):
             continue
-        variables[variable_name(field)] = to_text(value)
+        variables[variable_name(name)] = to_text(value)
     return variables
 
 

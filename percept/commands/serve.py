@@ -12,10 +12,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from percept.options import fields_of, with_options
-from percept.services import SERVICES, ServiceEntry, resolve_model
+from percept.services import SERVICES, ServiceEntry, load_service_settings
 from percept.up_settings import settings_classes
 from shared.errors import PerceptError
-from shared.settings import ServiceSettings, SettingsError, check_names, load_settings, read_config_file
+from shared.settings import (
+    ConfigFile,
+    ServiceSettings,
+    SettingsError,
+    check_names,
+    read_config_file,
+)
 
 
 def serve_command(name: str) -> Callable[..., None]:
@@ -32,13 +38,21 @@ def serve_command(name: str) -> Callable[..., None]:
 def read_settings(entry: ServiceEntry, flags: Mapping[str, Any], config_file: Path | None) -> ServiceSettings:
     """Reads a service's settings, or ends the process with status 2 and the reasons."""
     try:
-        config = read_config_file(config_file) if config_file else {}
-        check_names(settings_classes(), config=config)
-        settings = load_settings(entry.settings_class(), flags, section=entry.name, config=config)
+        return load_service_settings(entry, flags, read_config(config_file))
     except SettingsError as error:
         refuse(error)
-    model = getattr(settings, "model", None)
-    return settings if model is None else settings.model_copy(update={"model": resolve_model(model)})
+
+
+def read_config(config_file: Path | None) -> ConfigFile:
+    """Reads the --config file and refuses names that no service knows, in it and in the environment.
+
+    Raises:
+        SettingsError: says what is wrong.
+    """
+    classes = settings_classes()
+    config = read_config_file(config_file, classes) if config_file else ConfigFile()
+    check_names(classes, config=config)
+    return config
 
 
 def refuse(error: SettingsError) -> NoReturn:

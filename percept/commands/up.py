@@ -11,15 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from percept.commands.serve import refuse
+from percept.commands.serve import read_config, refuse
 from percept.launcher.console import UpConsole
 from percept.launcher.plan import Plan, make_plan
 from percept.launcher.ready import ready_line
 from percept.launcher.supervisor import ServiceDiedError, Supervisor
 from percept.options import fields_of, with_options
 from percept.services import SERVICES
-from percept.up_settings import DECIDED_BY_UP, UpSettings, settings_classes
-from shared.settings import SettingsError, check_names, load_settings, read_config_file
+from percept.up_settings import DECIDED_BY_UP, UpSettings
+from shared.settings import SettingsError, load_settings
 
 
 def up_command() -> Callable[..., None]:
@@ -30,8 +30,7 @@ def up_command() -> Callable[..., None]:
 
 def _run(flags: dict[str, Any], config_file: Path | None) -> None:
     try:
-        config = read_config_file(config_file) if config_file else {}
-        check_names(settings_classes(), config=config)
+        config = read_config(config_file)
         up = load_settings(UpSettings, _own(flags), section="up", config=config)
         plan = make_plan(up, flags, config)
     except SettingsError as error:

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from percept.services import BUNDLED_MODEL, ENCODER, GATEWAY, LLM, ServiceEntry, resolve_model
+from percept.services import ENCODER, GATEWAY, LLM, ServiceEntry, load_service_settings
 from percept.up_settings import UpSettings
-from shared.settings import ServiceSettings, SettingsError, load_settings
+from shared.settings import ConfigFile, ServiceSettings, SettingsError
 
 LOOPBACK = "127.0.0.1"
 _INNER_PORTS = range(20_000, 32_000)
@@ -76,60 +76,62 @@ def split_cores(core_count: int, encoders: int, llms: int) -> Cores:
     return Cores(encoder=max(1, encoder_cores // encoders), llm=max(1, llm_cores // llms))
 
 
-def make_plan(up: UpSettings, flags: Mapping[str, Any], config: Mapping[str, Any]) -> Plan:
+def make_plan(up: UpSettings, flags: Mapping[str, Any], config: ConfigFile) -> Plan:
     """Decides every service's settings.
 
     Args:
         up: the settings of `percept up`.
         flags: all flags that were given, those of the services included.
-        config: content of the --config file.
+        config: the --config file.
 
     Raises:
         SettingsError: a service refuses its settings, or the port is taken.
     """
     _check_free(up.host, up.port)
-    cores = _cores_for(up)
     ports = _free_ports(up.encoders + up.llms)
     encoder_addresses = [f"{LOOPBACK}:{port}" for port in ports[: up.encoders]]
     llm_addresses = [f"{LOOPBACK}:{port}" for port in ports[up.encoders :]]
-    common = {**flags, "model": resolve_model(up.model)}
-    if up.model == BUNDLED_MODEL and "served_model_name" not in {**config, **flags}:
-        common["served_model_name"] = BUNDLED_MODEL
-    mistakes: list[str] = []
-
-    def plan(entry: ServiceEntry, name: str, address: str, **decided: Any) -> PlannedService | None:
-        own = entry.settings_class().model_fields
-        given = {field: value for field, value in common.items() if field in own}
-        try:
-            settings = load_settings(
-                entry.settings_class(),
-                {**given, "listen": address, **decided},
-                section=entry.name,
-                config=config,
-            )
-        except SettingsError as error:
-            mistakes.extend(line for line in error.mistakes if line not in mistakes)
-            return None
-        return PlannedService(name, entry, address, settings)
-
-    encoders = [
-        plan(ENCODER, _name("encoder", i, up.encoders), address, threads=cores.encoder, llm=llm_addresses)
-        for i, address in enumerate(encoder_addresses)
-    ]
-    llms = [
-        plan(LLM, _name("llm", i, up.llms), address, threads=cores.llm)
-        for i, address in enumerate(llm_addresses)
-    ]
-    gateway = plan(GATEWAY, "gateway", _join(up.host, up.port), encoder=encoder_addresses, llm=llm_addresses)
-    if mistakes or gateway is None:
-        raise SettingsError(mistakes)
-    services = tuple(service for service in (*encoders, *llms, gateway) if service is not None)
+    cores = _cores_for(up)
+    planner = _Planner({**flags, "model": up.model}, config)
+    for index, address in enumerate(encoder_addresses):
+        name = _name("encoder", index, up.encoders)
+        planner.add(ENCODER, name, address, threads=cores.encoder, llm=llm_addresses)
+    for index, address in enumerate(llm_addresses):
+        planner.add(LLM, _name("llm", index, up.llms), address, threads=cores.llm)
+    planner.add(GATEWAY, "gateway", _join(up.host, up.port), encoder=encoder_addresses, llm=llm_addresses)
+    services = planner.services()
     return Plan(
         services=services,
-        model_name=_model_name(up, gateway.settings),
+        model_name=_model_name(up, services[-1].settings),
         url=f"http://{_join(_reachable(up.host), up.port)}",
-        needs_key=bool(getattr(gateway.settings, "api_key", ())),
+        needs_key=bool(getattr(services[-1].settings, "api_key", ())),
     )
+
+
+class _Planner:
+    """Collects the services, and the mistakes of all of them."""
+
+    def __init__(self, flags: Mapping[str, Any], config: ConfigFile) -> None:
+        self._flags = flags
+        self._config = config
+        self._services: list[PlannedService] = []
+        self._mistakes: list[str] = []
+
+    def add(self, entry: ServiceEntry, name: str, address: str, **decided: Any) -> None:
+        settings_class = entry.settings_class()
+        given = {field: self._flags[field] for field in self._flags if field in settings_class.model_fields}
+        flags = {**given, "listen": address, **decided}
+        try:
+            settings = load_service_settings(entry, flags, self._config)
+        except SettingsError as error:
+            self._mistakes += [line for line in error.mistakes if line not in self._mistakes]
+            return
+        self._services.append(PlannedService(name, entry, address, settings))
+
+    def services(self) -> tuple[PlannedService, ...]:
+        if self._mistakes:
+            raise SettingsError(self._mistakes)
+        return tuple(self._services)
 
 
 def _cores_for(up: UpSettings) -> Cores:

@@ -1,0 +1,52 @@
+"""Fixtures that all tests share: tiny checkpoints, and the real services on them.
+
+What is expensive is made once for a session or a module, and only when asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the source tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Builds the tiny random-weight checkpoint of a family, each once."""
+    built: dict[str, Path] = {}
+
+    def build(model_type: str) -> Path:
+        if model_type not in built:
+            from tests.checkpoints import build_tiny
+
+            folder = tmp_path_factory.mktemp("checkpoints") / f"tiny-{model_type}"
+            built[model_type] = build_tiny(model_type, folder)  # type: ignore[arg-type]
+        return built[model_type]
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def start_stack() -> Iterator[Callable[..., object]]:
+    """Starts `percept up` with a checkpoint and flags; stops all that it started."""
+    from tests.stack import UpStack
+
+    started: list[UpStack] = []
+
+    def start(model: Path | str, *flags: str) -> UpStack:
+        stack = UpStack(model, *flags)
+        started.append(stack)
+        return stack
+
+    yield start
+    for stack in started:
+        stack.stop()

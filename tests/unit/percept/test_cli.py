@@ -1,0 +1,121 @@
+"""The command line as a process: help, mistakes, versions."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.stack import clean_environment, free_port
+
+
+def percept(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "percept", *arguments],
+        capture_output=True,
+        text=True,
+        env=clean_environment(**variables),
+        timeout=60,
+        check=False,
+    )
+
+
+def test_help_names_every_command_and_imports_nothing_heavy() -> None:
+    probe = (
+        "import sys, percept.cli as cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'grpc', 'fastapi', 'pydantic'} & set(sys.modules)\n"
+        "print('heavy:', heavy)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "heavy: set()" in done.stdout
+    for command in ("up", "encoder", "llm", "gateway", "chat", "health", "version"):
+        assert f"\n  {command} " in done.stdout
+
+
+def test_help_takes_less_than_half_a_second() -> None:
+    def seconds() -> float:
+        begin = time.perf_counter()
+        assert percept("--help").returncode == 0
+        return time.perf_counter() - begin
+
+    # The best of three: what else runs on the machine is not ours to measure.
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize("command", ["up", "encoder", "llm", "gateway"])
+def test_every_option_is_explained_without_torch(command: str) -> None:
+    probe = (
+        "import sys, percept.cli as cli\n"
+        f"try: cli.main(['{command}', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print('heavy:', {'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "heavy: set()" in done.stdout
+    assert "--config FILE" in done.stdout
+    assert "--log-level" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    [
+        (["up", "--prot", "3"], {}, "No such option"),
+        (["up", "--port", "many"], {}, "--port: input should be a valid integer"),
+        (["up", "--limit-mm-per-prompt", "image"], {}, "--limit-mm-per-prompt: write it as"),
+        (["gateway"], {}, "--llm is required: give the flag or set PERCEPT_LLM"),
+        (["gateway", "--llm", "a:1"], {"PERCEPT_LMM": "x"}, "PERCEPT_LMM: no setting has this name"),
+        (["encoder"], {"PERCEPT_MODEL": "m", "PERCEPT_DEVICE": "tpu"}, "PERCEPT_DEVICE: input should be"),
+        (["llm", "--config", "/no/such/file.toml"], {}, "/no/such/file.toml"),
+    ],
+)
+def test_mistakes_end_with_status_2_and_their_name(
+    arguments: list[str], variables: dict[str, str], message: str
+) -> None:
+    done = percept(*arguments, **variables)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text('model = "m"\nmax-num-seq = 3\n')
+    done = percept("llm", "--config", str(path))
+    assert done.returncode == 2
+    assert '"max_num_seq" in the --config file' in done.stderr
+    assert "max_num_seqs" in done.stderr
+
+
+def test_chat_without_a_gateway_says_so() -> None:
+    done = percept("chat", "--url", f"http://127.0.0.1:{free_port()}", "hello")
+    assert done.returncode == 1
+    assert "no gateway at" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_chat_with_a_missing_picture_says_so(tmp_path: Path) -> None:
+    done = percept("chat", "--image", str(tmp_path / "none.png"), "hello")
+    assert done.returncode == 1
+    assert "none.png" in done.stderr
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "http://127.0.0.1:{port}"])
+def test_health_of_nothing_is_status_1(address: str) -> None:
+    done = percept("health", address.format(port=free_port()))
+    assert done.returncode == 1
+    assert "is not ready" in done.stderr
+
+
+def test_the_version_is_the_packages() -> None:
+    from importlib.metadata import version
+
+    assert percept("version").stdout.strip() == version("percept")
