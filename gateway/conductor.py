@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import grpc
 
@@ -22,11 +23,13 @@ from gateway.placement import by_load
 from gateway.replicas import Replica, ReplicaSet, peer_error
 from gateway.translate import to_request_param
 from protos.llm.v1 import llm_service_pb2
-from protos.llm.v1.llm_service_pb2_grpc import LlmServiceAsyncStub
 from shared.errors import InternalError, OverloadedError, PerceptError, UnavailableError
 
-LlmReplica = Replica[LlmServiceAsyncStub, llm_service_pb2.GetModelResponse]
-LlmSet = ReplicaSet[LlmServiceAsyncStub, llm_service_pb2.GetModelResponse]
+if TYPE_CHECKING:
+    from protos.llm.v1.llm_service_pb2_grpc import LlmServiceAsyncStub
+
+LlmReplica: TypeAlias = "Replica[LlmServiceAsyncStub, llm_service_pb2.GetModelResponse]"
+LlmSet: TypeAlias = "ReplicaSet[LlmServiceAsyncStub, llm_service_pb2.GetModelResponse]"
 Frames = FrameQueue[llm_service_pb2.GenerateResponse]
 
 # Frames that wait for a slow client; then gRPC's flow control holds the LLM back.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, TypeAlias
 
 import grpc
 
@@ -18,11 +19,13 @@ from gateway.metrics import Stages
 from gateway.placement import by_preference
 from gateway.replicas import Replica, ReplicaSet, peer_error
 from protos.encoder.v1 import encoder_service_pb2
-from protos.encoder.v1.encoder_service_pb2_grpc import EncoderServiceAsyncStub
 from shared.errors import OverloadedError, PerceptError, UnavailableError
 
-EncoderReplica = Replica[EncoderServiceAsyncStub, encoder_service_pb2.GetModelResponse]
-EncoderSet = ReplicaSet[EncoderServiceAsyncStub, encoder_service_pb2.GetModelResponse]
+if TYPE_CHECKING:
+    from protos.encoder.v1.encoder_service_pb2_grpc import EncoderServiceAsyncStub
+
+EncoderReplica: TypeAlias = "Replica[EncoderServiceAsyncStub, encoder_service_pb2.GetModelResponse]"
+EncoderSet: TypeAlias = "ReplicaSet[EncoderServiceAsyncStub, encoder_service_pb2.GetModelResponse]"
 
 _CHUNK_SIZE = 512 * 1024
 _MAX_ROUNDS = 8
@@ -95,7 +98,9 @@ class Encoding:
         self._stages.observe("transfer", trailer.transfer_seconds)
 
 
-EncodeCall = grpc.aio.StreamStreamCall[encoder_service_pb2.EncodeRequest, encoder_service_pb2.EncodeResponse]
+EncodeCall: TypeAlias = (
+    "grpc.aio.StreamStreamCall[encoder_service_pb2.EncodeRequest, encoder_service_pb2.EncodeResponse]"
+)
 
 
 async def _converse(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from typing import TYPE_CHECKING
 
 from gateway.conductor import Conductor, LlmSet
 from gateway.encoding import EncoderSet, Encoding
@@ -18,11 +19,15 @@ from gateway.replicas import ReplicaSet
 from gateway.settings import GatewaySettings
 from gateway.version import VERSION
 from protos.encoder.v1 import encoder_service_pb2
-from protos.encoder.v1.encoder_service_pb2_grpc import EncoderServiceAsyncStub, EncoderServiceStub
+from protos.encoder.v1.encoder_service_pb2_grpc import EncoderServiceStub
 from protos.llm.v1 import llm_service_pb2
-from protos.llm.v1.llm_service_pb2_grpc import LlmServiceAsyncStub, LlmServiceStub
+from protos.llm.v1.llm_service_pb2_grpc import LlmServiceStub
 from protos.media.v1 import media_pb2
 from shared.errors import UnavailableError, UnknownModelError
+
+if TYPE_CHECKING:
+    from protos.encoder.v1.encoder_service_pb2_grpc import EncoderServiceAsyncStub
+    from protos.llm.v1.llm_service_pb2_grpc import LlmServiceAsyncStub
 
 logger = logging.getLogger(__name__)
 
