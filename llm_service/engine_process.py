@@ -86,6 +86,8 @@ class EngineProcess:
         threading.Thread(target=self._read, name="engine-reader", daemon=True).start()
         engine = self._start(load_runner)
         while self._receive(engine):
+            # Rows are asked for before the step, so that encoders work while it runs.
+            self._send(engine.take_messages())
             engine.step()
             self._send(engine.take_messages())
 
@@ -156,6 +158,8 @@ class EngineProcess:
         end_process(0)
 
     def _send(self, messages: list[ToFront]) -> None:
+        if not messages:
+            return
         try:
             self._connection.sendall(b"".join(encode_frame(message) for message in messages))
         except OSError:

@@ -112,7 +112,6 @@ class Engine:
             RunnerBrokenError: nothing comes of any step any more.
         """
         batch = self._scheduler.schedule()
-        self._outbox.extend(self._scheduler.take_rows_needed())
         if batch.items:
             self._run(batch)
         if batch.items or self._ended:
@@ -122,7 +121,7 @@ class Engine:
 
     def take_messages(self) -> list[ToFront]:
         """The messages to the front since the last call, in order."""
-        messages, self._outbox = self._outbox, []
+        messages, self._outbox = [*self._outbox, *self._scheduler.take_rows_needed()], []
         return messages
 
     def status(self) -> EngineStatus:
@@ -173,8 +172,8 @@ class Engine:
 
     def _close(self, key: str) -> None:
         self._rows.close(key)
-        self._scheduler.reopen(key)
         self._outbox.append(EmbeddingsClosed(key))
+        self._scheduler.reopen(key)
 
     def _end(self, sequence_id: int) -> None:
         """Lets go of a sequence, whatever the reason."""

@@ -1,0 +1,193 @@
+"""Whatever happens in whatever order, every sequence gets the tokens that it would get alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from llm_service.engine.messages import StoppingSettings
+from tests.property.toy_front import ITEM_ROWS, ToyFront, make_prompt
+from tests.property.toy_model import Prompt, reference_tokens
+
+KEYS = list(ITEM_ROWS)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A prompt before a model's rules have laid it out."""
+
+    parts: tuple[int | str, ...]
+    stopping: StoppingSettings
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What differs between models."""
+
+    axes: int
+    unsplittable: frozenset[str]
+
+    def lay_out(self, draft: Draft) -> Prompt:
+        return make_prompt(draft.parts, draft.stopping, axes=self.axes, unsplittable=self.unsplittable)
+
+
+stoppings = st.builds(
+    StoppingSettings,
+    max_token_count=st.integers(1, 12),
+    min_token_count=st.integers(0, 3),
+    stop_token_ids=st.sampled_from([[], [3], [4, 7]]),
+)
+# Few different texts, so that prefixes are shared often.
+texts = st.lists(st.integers(0, 2), min_size=1, max_size=9)
+parts = st.lists(st.one_of(texts, st.sampled_from(KEYS).map(lambda key: [key])), min_size=1, max_size=4)
+drafts = st.builds(Draft, parts.map(lambda lists: tuple(chain.from_iterable(lists))), stoppings)
+rules = st.builds(Rules, st.sampled_from([1, 3]), st.frozensets(st.sampled_from(KEYS)))
+shapes = st.fixed_dictionaries(
+    {
+        "block_count": st.integers(6, 16),
+        "block_size": st.sampled_from([1, 3, 4, 8]),
+        "max_num_seqs": st.integers(1, 4),
+        "max_num_batched_tokens": st.sampled_from([9, 12, 40]),
+        "enable_prefix_caching": st.booleans(),
+    }
+)
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Sequences come and are cancelled, rows come in pieces and go, steps run, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = ToyFront()
+
+    @initialize(shape=shapes, rules=rules)
+    def start(self, shape: dict[str, Any], rules: Rules) -> None:
+        self.front = ToyFront(**shape)
+        self.rules = rules
+
+    @rule(draft=drafts, arrival=st.integers(0, 10))
+    def add(self, draft: Draft, arrival: int) -> None:
+        self.front.add(self.rules.lay_out(draft), arrival=arrival)
+
+    @rule(draft=drafts, count=st.integers(2, 4))
+    def add_equal_ones(self, draft: Draft, count: int) -> None:
+        for _ in range(count):
+            self.front.add(self.rules.lay_out(draft))
+
+    @precondition(lambda self: self.front.answers)
+    @rule(index=st.integers(0, 1000))
+    def cancel(self, index: int) -> None:
+        self.front.cancel(1 + index % len(self.front.answers))
+
+    @rule(key=st.sampled_from(KEYS))
+    def open_or_close(self, key: str) -> None:
+        if key in self.front.ready:
+            self.front.close(key)
+        else:
+            self.front.open(key)
+
+    @rule(key=st.sampled_from(KEYS), row_count=st.integers(1, 9))
+    def deliver(self, key: str, row_count: int) -> None:
+        if key not in self.front.ready:
+            self.front.open(key)
+        self.front.deliver(key, row_count)
+
+    @rule(count=st.integers(1, 8))
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.front.step()
+
+    @invariant()
+    def books_agree(self) -> None:
+        self.front.engine.check_integrity()
+
+    def teardown(self) -> None:
+        self.front.serve_all()
+        self.front.check_answers()
+        self.front.engine.check_integrity()
+        assert self.front.engine.status().used_block_count == 0
+
+
+TestEngine = EngineMachine.TestCase
+TestEngine.settings = settings(
+    max_examples=120, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def answers_of(front: ToyFront, added: list[Prompt]) -> list[list[int]]:
+    ids = [front.add(prompt) for prompt in added]
+    front.serve_all()
+    return [front.answers[sequence_id].token_ids for sequence_id in ids]
+
+
+@settings(max_examples=60, deadline=None)
+@given(draft=drafts, rules=rules, budget=st.integers(9, 12))
+def test_chunked_equals_whole(draft: Draft, rules: Rules, budget: int) -> None:
+    prompt = rules.lay_out(draft)
+    whole = ToyFront(block_count=100, max_num_batched_tokens=1000, enable_prefix_caching=False)
+    chunked = ToyFront(block_count=100, max_num_batched_tokens=budget, enable_prefix_caching=False)
+    expected = reference_tokens(prompt, 400)
+    assert answers_of(whole, [prompt]) == [expected]
+    assert answers_of(chunked, [prompt]) == [expected]
+
+
+@settings(max_examples=60, deadline=None)
+@given(draft=drafts, others=st.lists(drafts, max_size=3), rules=rules)
+def test_cached_equals_uncached(draft: Draft, others: list[Draft], rules: Rules) -> None:
+    front = ToyFront(block_count=100, block_size=2)
+    prompt = rules.lay_out(draft)
+    cold = answers_of(front, [prompt])
+    answers_of(front, [rules.lay_out(other) for other in others])
+    assert answers_of(front, [prompt]) == cold == [reference_tokens(prompt, 200)]
+    if not rules.unsplittable:
+        first = front.answers[max(front.answers)].reports[0].first
+        assert first is not None and first.cached_token_count == (len(prompt.token_ids) - 1) // 2 * 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(added=st.lists(drafts, min_size=3, max_size=6), rules=rules)
+def test_preempted_equals_unpreempted(added: list[Draft], rules: Rules) -> None:
+    prompts = [rules.lay_out(draft) for draft in added]
+    # A pool of 60 tokens, where the longest prompts and answers together take 48.
+    tight = ToyFront(block_count=15, max_num_seqs=6, max_num_batched_tokens=64)
+    roomy = ToyFront(block_count=400, max_num_seqs=6, max_num_batched_tokens=64)
+    assert answers_of(tight, prompts) == answers_of(roomy, prompts)
+    assert roomy.engine.status().preemption_count == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(draft=drafts, rules=rules, order=st.permutations(KEYS), piece=st.integers(1, 9))
+def test_rows_in_any_order_and_pieces_equal_all_at_once(
+    draft: Draft, rules: Rules, order: list[str], piece: int
+) -> None:
+    prompt = rules.lay_out(draft)
+    front = ToyFront(block_count=100)
+    sequence_id = front.add(prompt)
+    for key in order:
+        front.open(key)
+        while front.ready[key] < ITEM_ROWS[key]:
+            front.deliver(key, piece)
+            front.step()
+    front.serve_all()
+    assert front.answers[sequence_id].token_ids == reference_tokens(prompt, 400)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    text=texts,
+    keys=st.lists(st.sampled_from(KEYS), min_size=2, max_size=2, unique=True),
+    block_size=st.sampled_from([1, 2, 3, 4, 8]),
+)
+def test_another_item_in_the_same_place_is_no_hit(text: list[int], keys: list[str], block_size: int) -> None:
+    front = ToyFront(block_count=200, block_size=block_size)
+    stopping = StoppingSettings(max_token_count=4)
+    prompts = [make_prompt([*text, key, *text], stopping) for key in keys]
+    assert answers_of(front, prompts[:1]) == [reference_tokens(prompts[0], 200)]
+    assert answers_of(front, prompts[1:]) == [reference_tokens(prompts[1], 200)]
+    first = front.answers[2].reports[0].first
+    assert first is not None and first.cached_token_count <= len(text)
