@@ -1,0 +1,113 @@
+"""Questions for tests: pictures, messages and embeddings as an OpenAI client writes them.
+
+Knows the public API only.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+EmbeddingFormat = Literal["torch", "npy", "safetensors"]
+
+
+def picture(seed: int, size: tuple[int, int] = (112, 84)) -> Image.Image:
+    """Draws a picture, another for each seed.
+
+    Args:
+        size: width and height in pixels.
+    """
+    draw = random.Random(seed)
+
+    def colour() -> tuple[int, int, int]:
+        return draw.randrange(256), draw.randrange(256), draw.randrange(256)
+
+    image = Image.new("RGB", size, colour())
+    pen = ImageDraw.Draw(image)
+    for _ in range(6):
+        left, top = draw.randrange(size[0]), draw.randrange(size[1])
+        box = (left, top, left + draw.randrange(8, 60), top + draw.randrange(8, 60))
+        (pen.ellipse if draw.random() < 0.5 else pen.rectangle)(box, fill=colour())
+    return image
+
+
+def data_url(image: Image.Image, form: str = "PNG") -> str:
+    """The picture as a data URL; PNG keeps every pixel."""
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def image_part(image: Image.Image | str) -> dict[str, Any]:
+    """A content part with a picture, or with a URL as it stands."""
+    url = image if isinstance(image, str) else data_url(image)
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def embeddings_part(
+    rows: Any, form: EmbeddingFormat, grid: Sequence[int] | None = None, *, bare: bool = False
+) -> dict[str, Any]:
+    """A content part with precomputed embeddings.
+
+    Args:
+        rows: float tensor (rows, hidden).
+        form: how the tensor is written.
+        grid: time, height and width in patches; sent as JSON with "torch", as
+            a tensor [1, 3] in the same format otherwise.
+        bare: send the rows alone, not in an object.
+    """
+    if bare:
+        return {"type": "image_embeds", "image_embeds": encode_tensor(rows, form)}
+    fields: dict[str, Any] = {"image_embeds": encode_tensor(rows, form)}
+    if grid is not None:
+        import torch
+
+        as_json = form == "torch"
+        fields["image_grid_thw"] = list(grid) if as_json else encode_tensor(torch.tensor([list(grid)]), form)
+    return {"type": "image_embeds", "image_embeds": fields}
+
+
+def encode_tensor(tensor: Any, form: EmbeddingFormat) -> str:
+    """A tensor as base64 of a file in the format."""
+    import torch
+    from safetensors.torch import save
+
+    buffer = io.BytesIO()
+    if form == "torch":
+        torch.save(tensor, buffer)
+    elif form == "npy":
+        np.save(buffer, tensor.numpy())
+    else:
+        buffer.write(save({"tensor": tensor.contiguous()}))
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def user(*parts: Any) -> dict[str, Any]:
+    """A user's message: strings are text, pictures are pictures, dicts are parts as they stand."""
+    content = []
+    for part in parts:
+        if isinstance(part, str):
+            content.append({"type": "text", "text": part})
+        else:
+            content.append(part if isinstance(part, dict) else image_part(part))
+    return {"role": "user", "content": content}
+
+
+def template_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same conversation as chat templates of checkpoints take it."""
+
+    def part(given: dict[str, Any]) -> dict[str, Any]:
+        return given if given["type"] == "text" else {"type": "image"}
+
+    return [
+        {**message, "content": [part(given) for given in message["content"]]}
+        if isinstance(message["content"], list)
+        else message
+        for message in messages
+    ]
