@@ -6,6 +6,7 @@ be wrong only apart.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ class ReferenceModel:
 
     def __init__(self, folder: Path) -> None:
         import torch
-        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+        import transformers
+        from transformers import AutoModelForImageTextToText, AutoTokenizer
 
         self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self.processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        settings = json.loads((folder / "preprocessor_config.json").read_text())
+        processor_class = getattr(transformers, settings["image_processor_type"] + "Pil")
+        self.processor: Any = processor_class.from_pretrained(folder)
         self.config: Any = self.model.config
 
     def generate(

@@ -31,20 +31,18 @@ class ImageProcessor:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        from transformers import AutoImageProcessor
+        from transformers import BaseImageProcessor
 
         try:
-            self._processor: Any = AutoImageProcessor.from_pretrained(
-                checkpoint.folder, backend="pil", local_files_only=True
+            settings, _ = BaseImageProcessor.get_image_processor_dict(
+                checkpoint.folder, local_files_only=True
             )
-        except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+            self._processor: Any = _pil_class(settings).from_dict(settings)
+        except (OSError, ValueError, TypeError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise InvalidRequestError(
                 f"{checkpoint.folder} has no usable image processor: {reason}"
             ) from error
-        if not type(self._processor).__name__.endswith("Pil"):
-            name = type(self._processor).__name__
-            raise InvalidRequestError(f"{checkpoint.folder}: {name} has no PIL backend")
 
     @property
     def size(self) -> Mapping[str, int]:
@@ -68,3 +66,18 @@ class ImageProcessor:
         except ValueError as error:
             raise BadMediaError(f"the picture cannot be processed: {error}") from error
         return {name: np.asarray(value) for name, value in output.items()}
+
+
+def _pil_class(settings: dict[str, Any]) -> Any:
+    """The PIL class of a processor, whichever backend's name the checkpoint was saved with.
+
+    Chosen by name: transformers' own choice falls back to the other backend
+    without an error, and in some versions needs torchvision to be asked at all.
+    """
+    import transformers
+
+    named = str(settings.get("image_processor_type", ""))
+    name = named.removesuffix("Fast").removesuffix("Pil") + "Pil"
+    if not name.endswith("ImageProcessorPil") or not hasattr(transformers, name):
+        raise ValueError(f"image_processor_type is {named!r}, which has no PIL backend")
+    return getattr(transformers, name)
