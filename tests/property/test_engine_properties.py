@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
+from random import Random
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -191,3 +193,28 @@ def test_another_item_in_the_same_place_is_no_hit(text: list[int], keys: list[st
     assert answers_of(front, prompts[1:]) == [reference_tokens(prompts[1], 200)]
     first = front.answers[2].reports[0].first
     assert first is not None and first.cached_token_count <= len(text)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nobody_starves(seed: int) -> None:
+    """New sequences never cease, rows are slow and the store holds two items: all still end soon."""
+    random = Random(seed)
+    front = ToyFront(block_count=12, max_num_seqs=random.randint(1, 3), max_num_batched_tokens=12)
+    rules = Rules(1, frozenset(key for key in KEYS if random.random() < 0.4))
+    added: dict[int, int] = {}
+    for number in range(400):
+        if number % 2 == 0 and len(front.living()) < 8:
+            added[front.add(rules.lay_out(_random_draft(random)))] = number
+        front.serve_slowly(capacity=2, row_count=2)
+        front.step()
+        for sequence_id in front.living():
+            assert number - added[sequence_id] < 120, f"sequence {sequence_id} starves"
+    assert len(added) > 50
+
+
+def _random_draft(random: Random) -> Draft:
+    parts: list[int | str] = []
+    for _ in range(random.randint(1, 4)):
+        text = [random.randint(0, 2) for _ in range(random.randint(1, 9))]
+        parts.extend([random.choice(KEYS)] if random.random() < 0.5 else text)
+    return Draft(tuple(parts), StoppingSettings(max_token_count=random.randint(1, 12)))

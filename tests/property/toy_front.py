@@ -200,8 +200,7 @@ class ToyFront:
 
         As the front does: an item that younger ones want gives way to an older one's.
         """
-        wants = {key: min(ids) for key, ids in self._still_wanted().items()}
-        order = sorted(wants, key=lambda key: (wants[key], key))[:capacity]
+        order = list(dict.fromkeys(self._still_wanted()))[:capacity]
         for key in list(self.ready):
             if key not in order:
                 self.close(key)
@@ -210,14 +209,15 @@ class ToyFront:
                 self.open(key)
             self.deliver(key, row_count)
 
-    def _still_wanted(self) -> dict[str, list[int]]:
-        wants: dict[str, list[int]] = {}
+    def _still_wanted(self) -> list[str]:
+        """Items by the age of the sequence and by their place in its prompt."""
         used = set(self.used)
-        for sequence_id in self.living():
-            for span in self.answers[sequence_id].prompt.spans:
-                if (sequence_id, span.key) not in used:
-                    wants.setdefault(span.key, []).append(sequence_id)
-        return wants
+        return [
+            span.key
+            for sequence_id in self.living()
+            for span in self.answers[sequence_id].prompt.spans
+            if (sequence_id, span.key) not in used
+        ]
 
     def living(self) -> list[int]:
         """Sequences that have not ended."""
