@@ -18,7 +18,7 @@ import os
 ALIGNMENT = mmap.PAGESIZE
 """Regions start at multiples of this, in bytes, as memory is given back by whole pages."""
 
-VIRTUAL_FACTOR = 4
+VIRTUAL_FACTOR = 8
 """Virtual size of an arena as a multiple of the bytes that are ever in use."""
 
 
@@ -87,7 +87,7 @@ class EmbeddingArena:
 
     def view(self, offset: int, byte_count: int) -> memoryview:
         """Returns bytes of the arena without copying: writable for its creator alone."""
-        assert 0 <= offset and offset + byte_count <= self.byte_count
+        assert offset >= 0 and offset + byte_count <= self.byte_count
         return self._bytes[offset : offset + byte_count]
 
     @property

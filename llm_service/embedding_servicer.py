@@ -1,0 +1,79 @@
+"""`EmbeddingService`: rows come in from encoder services.
+
+Knows the frames of a push and what its header must hold. Does not know who
+wants the rows, nor where they go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from llm_service.embedding_push import Push
+from llm_service.embedding_store import EmbeddingStore
+from protos.llm.v1 import embedding_service_pb2 as pb
+from protos.llm.v1 import embedding_service_pb2_grpc as pb_grpc
+from protos.media.v1 import media_pb2
+from shared.content_key import is_key
+from shared.errors import InvalidRequestError
+from shared.wire import TensorLayout, info_from_wire, layouts_from_wire
+
+MAIN_TENSOR = "image_embeds"
+_ROW_TYPES = frozenset({"float32", "float16", "bfloat16"})
+
+
+class EmbeddingServicer(pb_grpc.EmbeddingServiceServicer):
+    """Takes pushes into the store."""
+
+    def __init__(self, store: EmbeddingStore, hidden_size: int) -> None:
+        self._store = store
+        self._hidden_size = hidden_size
+
+    async def PutEmbeddings(
+        self,
+        request_iterator: AsyncIterator[pb.PutEmbeddingsRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> pb.PutEmbeddingsResponse:
+        """Receives one item: waits for room on the header, then reads the rows."""
+        frames = request_iterator.__aiter__()
+        push = await self._open(frames)
+        try:
+            granted = await push.granted
+            async for frame in frames:
+                if frame.WhichOneof("frame") != "chunk":
+                    raise InvalidRequestError("after the header come chunks", param="frame")
+                if granted:
+                    chunk = frame.chunk
+                    self._store.write(push, chunk.tensor_index, chunk.byte_offset, chunk.data)
+            stored = granted and self._store.finish(push)
+        finally:
+            self._store.discard(push)
+        return pb.PutEmbeddingsResponse(stored=stored)
+
+    async def _open(self, frames: AsyncIterator[pb.PutEmbeddingsRequest]) -> Push:
+        try:
+            first = await anext(frames)
+        except StopAsyncIteration:
+            raise InvalidRequestError("the stream is empty", param="frame") from None
+        if first.WhichOneof("frame") != "header":
+            raise InvalidRequestError("the first frame is the header", param="frame")
+        header = first.header
+        if not is_key(header.key):
+            raise InvalidRequestError("a key is 64 lower-case hexadecimal digits", param="header.key")
+        return self._store.offer(header.key, info_from_wire(header.info), self._tensors(header))
+
+    def _tensors(self, header: media_pb2.EmbeddingsHeader) -> list[TensorLayout]:
+        tensors = layouts_from_wire(header)
+        for index, tensor in enumerate(tensors):
+            if tensor.data_type not in _ROW_TYPES or len(tensor.shape) != 2:
+                raise InvalidRequestError(
+                    "embedding tensors are floats of (rows, width)", param=f"header.tensors[{index}]"
+                )
+        widths = {tensor.name: tensor.shape[1] for tensor in tensors}
+        if widths.get(MAIN_TENSOR) != self._hidden_size:
+            raise InvalidRequestError(
+                f"{MAIN_TENSOR} must be (rows, {self._hidden_size})", param="header.tensors"
+            )
+        return tensors

@@ -1,0 +1,69 @@
+"""A prompt with the rows of its media laid out, packed for the engine.
+
+Knows the layout and the engine's message. Does not know where rows come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llm_service.engine.messages import AddSequence, SamplingSettings, SpanMessage, StoppingSettings
+from shared.families.base import ExpandedPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class LaidOutPrompt:
+    """What all choices of a request share.
+
+    Attributes:
+        token_count: tokens with all rows.
+        media_token_count: tokens that are rows of media.
+    """
+
+    token_ids: bytes
+    positions: bytes
+    axes: int
+    next_position: int
+    spans: list[SpanMessage]
+    token_count: int
+    media_token_count: int
+
+    @classmethod
+    def of(cls, expanded: ExpandedPrompt, keys: Sequence[str]) -> LaidOutPrompt:
+        """Packs an expanded prompt.
+
+        Args:
+            keys: content keys of the prompt's items.
+        """
+        spans = [
+            SpanMessage(keys[span.item], span.start, span.length, span.splittable, span.first_row)
+            for span in expanded.spans
+        ]
+        return cls(
+            token_ids=np.asarray(expanded.token_ids, dtype="<i4").tobytes(),
+            positions=np.ascontiguousarray(expanded.positions, dtype="<i4").tobytes(),
+            axes=expanded.positions.shape[0],
+            next_position=int(expanded.next_position),
+            spans=spans,
+            token_count=len(expanded.token_ids),
+            media_token_count=sum(span.length for span in spans),
+        )
+
+    def sequence(
+        self, sequence_id: int, sampling: SamplingSettings, stopping: StoppingSettings, arrival: float
+    ) -> AddSequence:
+        """The message that starts one choice."""
+        return AddSequence(
+            sequence_id=sequence_id,
+            token_ids=self.token_ids,
+            positions=self.positions,
+            axes=self.axes,
+            next_position=self.next_position,
+            spans=self.spans,
+            sampling=sampling,
+            stopping=stopping,
+            arrival=arrival,
+        )

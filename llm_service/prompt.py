@@ -1,0 +1,274 @@
+"""A request's prompt: checked, rendered, tokenised, its media counted.
+
+Knows the wire's three forms of a prompt and the rules that hold between a
+prompt and its media. Does not know how many rows an item has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from llm_service.chat_template import ChatMessage, ChatTemplate, MediaMark
+from llm_service.laid_out_prompt import LaidOutPrompt
+from llm_service.special_tokens import SpecialTokenGuard
+from llm_service.text_tokenizer import TextTokenizer
+from protos.llm.v1 import llm_service_pb2 as pb
+from protos.media.v1 import media_pb2
+from shared.content_key import is_key
+from shared.errors import InvalidRequestError
+from shared.families.base import MediaInfo, Modality, PromptLayout
+
+T = TypeVar("T")
+
+MAX_ITEM_SETTINGS_LENGTH = 4096
+MAX_REQUEST_ID_LENGTH = 128
+
+_MODALITIES: Mapping[int, Modality] = {
+    media_pb2.MODALITY_IMAGE: "image",
+    media_pb2.MODALITY_VIDEO: "video",
+    media_pb2.MODALITY_AUDIO: "audio",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One media file that a prompt refers to."""
+
+    key: str
+    modality: Modality
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Tokens with one placeholder for each item, in order."""
+
+    token_ids: list[int]
+    items: tuple[Item, ...]
+
+
+class PromptBuilder:
+    """Makes prompts of requests. The heavy part runs in threads of its own."""
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        layout: PromptLayout,
+        template: ChatTemplate | None,
+        item_limits: Mapping[Modality, int],
+        vocabulary_size: int,
+    ) -> None:
+        """Args:
+        item_limits: items of each served modality that one prompt may hold.
+        """
+        self.tokenizer = tokenizer
+        self.item_limits = item_limits
+        self._layout = layout
+        self._template = template
+        self._vocabulary_size = vocabulary_size
+        self._modality_of_id = {token_id: modality for modality, token_id in layout.placeholder_ids().items()}
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="prompt")
+
+    async def build(self, request: pb.GenerateRequest) -> Prompt:
+        """Checks and tokenises a request's prompt.
+
+        Raises:
+            InvalidRequestError: the prompt breaks a rule; `param` is the path.
+        """
+        items = self._items(request.media)
+        render = self._renderer(request, [item.modality for item in items])
+        token_ids = await self.in_thread(render)
+        self._check_tokens(token_ids, items)
+        return Prompt(token_ids, items)
+
+    async def tokenize(self, request: pb.TokenizeRequest) -> list[int]:
+        """Tokenises without generating; media parts give one placeholder each.
+
+        Raises:
+            InvalidRequestError: the prompt breaks a rule.
+        """
+        match request.WhichOneof("prompt"):
+            case "conversation":
+                indexes = _media_indexes(request.conversation)
+                modalities: list[Modality] = ["image"] * len(indexes)
+                return await self.in_thread(self._conversation_renderer(request.conversation, modalities))
+            case "text":
+                return await self.in_thread(lambda: self.tokenizer.encode(request.text))
+        raise InvalidRequestError("a prompt is required", param="prompt")
+
+    async def lay_out(self, prompt: Prompt, media: Sequence[MediaInfo]) -> LaidOutPrompt:
+        """Lays out the prompt with the rows of its items.
+
+        Args:
+            media: layouts of the prompt's items, in order.
+
+        Raises:
+            InvalidRequestError: placeholders and media differ.
+        """
+        keys = [item.key for item in prompt.items]
+        return await self.in_thread(
+            lambda: LaidOutPrompt.of(self._layout.expand(prompt.token_ids, media), keys)
+        )
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Runs work that would hold up the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def close(self) -> None:
+        """Lets the threads end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _items(self, media: Iterable[media_pb2.MediaItem]) -> tuple[Item, ...]:
+        items = tuple(_item(item, f"media[{index}]") for index, item in enumerate(media))
+        for modality in dict.fromkeys(item.modality for item in items):
+            limit = self.item_limits.get(modality, 0)
+            if sum(item.modality == modality for item in items) > limit:
+                raise InvalidRequestError(
+                    f"At most {limit} {modality}(s) may be provided in one prompt.", param="media"
+                )
+        return items
+
+    def _renderer(
+        self, request: pb.GenerateRequest, modalities: Sequence[Modality]
+    ) -> Callable[[], list[int]]:
+        """Checks what is cheap to check and returns the rest, for a thread."""
+        match request.WhichOneof("prompt"):
+            case "conversation":
+                return self._conversation_renderer(request.conversation, modalities)
+            case "text":
+                return lambda: self.tokenizer.encode(request.text)
+            case "token_ids":
+                return lambda: self._checked_ids(request.token_ids.ids)
+        raise InvalidRequestError("a prompt is required", param="prompt")
+
+    def _conversation_renderer(
+        self, conversation: pb.Conversation, modalities: Sequence[Modality]
+    ) -> Callable[[], list[int]]:
+        if self._template is None:
+            raise InvalidRequestError(
+                "the model has no chat template; give one with --chat-template", param="messages"
+            )
+        template = self._template
+        guard = SpecialTokenGuard(self.tokenizer.special_pattern)
+        open_turn, continue_last = _turn_end(conversation)
+        messages = self._messages(conversation, modalities, template)
+
+        def render() -> list[int]:
+            protected = [_protected(message, guard) for message in messages]
+            text = template.render(
+                protected, add_generation_prompt=open_turn, continue_final_message=continue_last
+            )
+            return self.tokenizer.encode_pieces(guard.split(text))
+
+        return render
+
+    def _messages(
+        self, conversation: pb.Conversation, modalities: Sequence[Modality], template: ChatTemplate
+    ) -> list[ChatMessage]:
+        if not conversation.messages:
+            raise InvalidRequestError("at least one message is required", param="messages")
+        for index, message in enumerate(conversation.messages):
+            template.check_role(message.role, f"messages[{index}].role")
+        used = len(_media_indexes(conversation))
+        if used > len(modalities):
+            raise InvalidRequestError(
+                f"the messages refer to {used} media items, the request has {len(modalities)}", param="media"
+            )
+        if used < len(modalities):
+            raise InvalidRequestError(
+                f"media[{used}] is not referred to by any message", param=f"media[{used}]"
+            )
+        return [
+            ChatMessage(message.role, tuple(_part(part, modalities) for part in message.parts))
+            for message in conversation.messages
+        ]
+
+    def _checked_ids(self, ids: Sequence[int]) -> list[int]:
+        for index, token_id in enumerate(ids):
+            if not 0 <= token_id < self._vocabulary_size:
+                raise InvalidRequestError(
+                    f"token id {token_id} is not in the vocabulary of {self._vocabulary_size}",
+                    param=f"token_ids[{index}]",
+                )
+        return list(ids)
+
+    def _check_tokens(self, token_ids: Sequence[int], items: Sequence[Item]) -> None:
+        """Checks that the placeholders are those of the items, one each, in order."""
+        if not token_ids:
+            raise InvalidRequestError("the prompt is empty", param="prompt")
+        found = [self._modality_of_id[token_id] for token_id in token_ids if token_id in self._modality_of_id]
+        expected = [item.modality for item in items]
+        if found != expected:
+            raise InvalidRequestError(
+                f"the prompt has placeholders for {_count(found)}, the request has {_count(expected)}",
+                param="media",
+            )
+
+
+def _count(modalities: Sequence[Modality]) -> str:
+    """Says what is there, for example "2 image, 1 video"."""
+    counts = {modality: modalities.count(modality) for modality in dict.fromkeys(modalities)}
+    return ", ".join(f"{count} {modality}" for modality, count in counts.items()) or "no media"
+
+
+def _item(item: media_pb2.MediaItem, param: str) -> Item:
+    if not is_key(item.key):
+        raise InvalidRequestError("a key is 64 lower-case hexadecimal digits", param=f"{param}.key")
+    modality = _MODALITIES.get(item.modality)
+    if modality is None:
+        raise InvalidRequestError("the modality is required", param=f"{param}.modality")
+    if item.form not in (media_pb2.MEDIA_FORM_FILE, media_pb2.MEDIA_FORM_EMBEDDINGS):
+        raise InvalidRequestError("the form is required", param=f"{param}.form")
+    if len(item.settings) > MAX_ITEM_SETTINGS_LENGTH:
+        raise InvalidRequestError("the settings are too long", param=f"{param}.settings")
+    return Item(item.key, modality)
+
+
+def _turn_end(conversation: pb.Conversation) -> tuple[bool, bool]:
+    """Whether to open the assistant's turn, and whether to continue the last message."""
+    continue_last = conversation.continue_final_message
+    if not continue_last:
+        given = conversation.HasField("add_generation_prompt")
+        return conversation.add_generation_prompt if given else True, False
+    if conversation.HasField("add_generation_prompt") and conversation.add_generation_prompt:
+        raise InvalidRequestError(
+            "add_generation_prompt and continue_final_message exclude each other",
+            param="continue_final_message",
+        )
+    return False, True
+
+
+def _media_indexes(conversation: pb.Conversation) -> list[int]:
+    """The items that the messages refer to: 0, 1, 2, ... in order of appearance.
+
+    Raises:
+        InvalidRequestError: a part is empty, or an index is out of order.
+    """
+    indexes: list[int] = []
+    for i, message in enumerate(conversation.messages):
+        for j, part in enumerate(message.parts):
+            kind = part.WhichOneof("part")
+            param = f"messages[{i}].content[{j}]"
+            if kind is None:
+                raise InvalidRequestError("a content part is text or refers to an item", param=param)
+            if kind == "media_index":
+                if part.media_index != len(indexes):
+                    raise InvalidRequestError(
+                        f"media_index must be {len(indexes)} here, it is {part.media_index}", param=param
+                    )
+                indexes.append(part.media_index)
+    return indexes
+
+
+def _part(part: pb.ContentPart, modalities: Sequence[Modality]) -> str | MediaMark:
+    if part.WhichOneof("part") == "text":
+        return part.text
+    return MediaMark(modalities[part.media_index])
+
+
+def _protected(message: ChatMessage, guard: SpecialTokenGuard) -> ChatMessage:
+    parts = tuple(guard.protect(part) if isinstance(part, str) else part for part in message.parts)
+    return ChatMessage(message.role, parts)

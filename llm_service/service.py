@@ -1,0 +1,260 @@
+"""The LLM service from its start to its drained end.
+
+Knows which parts there are and in which order they start and stop. Does not know
+what they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from llm_service.chat_template import ChatTemplate, find_template
+from llm_service.embedding_arena import VIRTUAL_FACTOR, EmbeddingArena
+from llm_service.embedding_servicer import EmbeddingServicer
+from llm_service.embedding_store import EmbeddingStore
+from llm_service.engine.messages import EngineSettings
+from llm_service.engine_client import EngineClient
+from llm_service.generation import Admission, GenerationParts
+from llm_service.prompt import PromptBuilder
+from llm_service.sampling import GenerationDefaults
+from llm_service.servicer import LlmServicer, ModelFacts
+from llm_service.settings import DEFAULT_ITEM_LIMIT, LlmSettings
+from llm_service.text_tokenizer import TextTokenizer
+from protos.llm.v1 import (
+    embedding_service_pb2,
+    embedding_service_pb2_grpc,
+    llm_service_pb2,
+    llm_service_pb2_grpc,
+)
+from shared.checkpoint import find_checkpoint
+from shared.errors import UnavailableError
+from shared.families import load_family
+from shared.families.base import Checkpoint, Family, Modality
+from shared.rpc.server import RunningServer, ServiceRegistration, build_server
+from shared.telemetry import Stopwatch, configure_logging
+
+logger = logging.getLogger(__name__)
+
+_GIB = 1024**3
+
+_CALLS_PER_REQUEST = 8
+"""Calls that gRPC lets in for each request: its own, and pushes of its items."""
+
+_SPARE_CALLS = 64
+"""Calls beyond that, so that our bounds speak before gRPC's: status, health, refusals."""
+
+_ASK_PATIENCE_S = 30.0
+"""How long somebody who was asked for an item may let it not come, before another is asked."""
+
+
+async def serve(settings: LlmSettings) -> None:
+    """Loads, serves until SIGTERM or SIGINT, and drains.
+
+    Raises:
+        PerceptError: the checkpoint cannot be served, the address not bound, or
+            the engine not (re)started.
+    """
+    configure_logging("llm", settings.log_level)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with running(settings, stopping) as service:
+        logger.info("serving on port %d", service.port)
+        await stopping.wait()
+        if service.engine_task.done():
+            service.engine_task.result()
+        logger.info("draining for up to %g s", settings.drain_grace_s)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningService:
+    """A service that serves, for whoever started it."""
+
+    port: int
+    server: RunningServer
+    parts: GenerationParts
+    engine_task: asyncio.Task[None]
+
+
+@asynccontextmanager
+async def running(settings: LlmSettings, stopping: asyncio.Event) -> AsyncIterator[RunningService]:
+    """Runs the service inside the block: serving at its start, drained at its end.
+
+    Args:
+        stopping: ends the start early; is set when the engine is gone for good.
+    """
+    stopwatch = Stopwatch()
+    checkpoint = await asyncio.to_thread(find_checkpoint, settings.model)
+    family = load_family(checkpoint)
+    budget = int(settings.embedding_store_gib * _GIB)
+    arena = EmbeddingArena.create(budget * VIRTUAL_FACTOR)
+    engine = EngineClient(engine_settings(settings, checkpoint), arena)
+    store = EmbeddingStore(arena, budget, engine.send, asyncio.get_running_loop().time)
+    prompts, facts = await asyncio.to_thread(_prompts_and_facts, settings, checkpoint, family)
+    parts = GenerationParts(prompts, store, engine, Admission(settings.max_pending_requests))
+    server = _build_server(settings, parts, facts)
+    port = await server.start(settings.listen)
+    announcer = _Announcer(server)
+    engine.listen(store, announcer.engine_changed)
+    engine_task = asyncio.create_task(engine.run(), name="engine")
+    engine_task.add_done_callback(lambda _: stopping.set())
+    patience_task = asyncio.create_task(_keep_asking(store), name="ask again")
+    try:
+        await announcer.wait_until_ready(stopping)
+        if engine_task.done():
+            engine_task.result()
+        logger.info("language model ready after %.1f s", stopwatch.seconds())
+        yield RunningService(port, server, parts, engine_task)
+    finally:
+        await server.drain(settings.drain_grace_s)
+        await announcer.close()
+        await _end_tasks(engine, engine_task, patience_task)
+        prompts.close()
+        arena.close()
+
+
+def engine_settings(settings: LlmSettings, checkpoint: Checkpoint) -> EngineSettings:
+    """What the engine process must know of the service's settings."""
+    return EngineSettings(
+        model=str(checkpoint.folder),
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        block_size=settings.block_size,
+        kv_cache_gib=settings.kv_cache_gib,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        enable_prefix_caching=settings.enable_prefix_caching,
+        log_level=settings.log_level,
+    )
+
+
+class _Announcer:
+    """Tells the health service whether there is an engine."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self._server = server
+        self._changes: asyncio.Queue[bool] = asyncio.Queue(maxsize=0)
+        self._ready = asyncio.Event()
+        self._task = asyncio.create_task(self._announce(), name="announce health")
+
+    def engine_changed(self, serving: bool) -> None:
+        """Notes a change; the announcement follows in order."""
+        self._changes.put_nowait(serving)
+
+    async def wait_until_ready(self, stopping: asyncio.Event) -> None:
+        """Waits for the first ready engine, or for the end."""
+        waits = [asyncio.create_task(event.wait()) for event in (self._ready, stopping)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def close(self) -> None:
+        """Ends the announcements."""
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _announce(self) -> None:
+        while True:
+            serving = await self._changes.get()
+            if serving:
+                await self._server.serving()
+                self._ready.set()
+            else:
+                await self._server.not_serving()
+
+
+async def _keep_asking(store: EmbeddingStore) -> None:
+    """Sees to it that an item does not wait for one caller who never delivers."""
+    while True:
+        await asyncio.sleep(_ASK_PATIENCE_S / 6)
+        store.ask_overdue(_ASK_PATIENCE_S)
+
+
+async def _end_tasks(
+    engine: EngineClient, engine_task: asyncio.Task[None], other: asyncio.Task[None]
+) -> None:
+    other.cancel()
+    engine.stop()
+    with suppress(asyncio.CancelledError, UnavailableError):
+        await engine_task
+    with suppress(asyncio.CancelledError):
+        await other
+
+
+def _prompts_and_facts(
+    settings: LlmSettings, checkpoint: Checkpoint, family: Family
+) -> tuple[PromptBuilder, ModelFacts]:
+    """Reads tokenizer, template and configs. Slow."""
+    from shared.families.config import model_config
+
+    vocabulary_size = int(model_config(checkpoint).get_text_config().vocab_size)
+    tokenizer = TextTokenizer.load(checkpoint.folder)
+    limits: dict[Modality, int] = {
+        modality: settings.limit_mm_per_prompt.get(modality, DEFAULT_ITEM_LIMIT)
+        for modality in family.modalities
+    }
+    template = _template(settings, checkpoint, family, tokenizer)
+    prompts = PromptBuilder(tokenizer, family.prompt_layout(), template, limits, vocabulary_size)
+    facts = ModelFacts(
+        names=settings.served_model_name or (settings.model,),
+        family=family.model_type,
+        max_model_len=settings.max_model_len or family.context_length(),
+        hidden_size=family.hidden_size(),
+        vocabulary_size=vocabulary_size,
+        defaults=GenerationDefaults.of_checkpoint(
+            checkpoint.generation_config,
+            checkpoint.config,
+            tokenizer.end_token_id,
+            take_sampling=settings.generation_config == "auto",
+        ),
+    )
+    return prompts, facts
+
+
+def _template(
+    settings: LlmSettings, checkpoint: Checkpoint, family: Family, tokenizer: TextTokenizer
+) -> ChatTemplate | None:
+    source = find_template(checkpoint.folder, tokenizer.hf, settings.chat_template)
+    if source is None:
+        logger.warning("the checkpoint has no chat template: chat requests will be refused")
+        return None
+    layout = family.prompt_layout()
+    ids = layout.placeholder_ids()
+    texts = {modality: layout.placeholder_text(modality) for modality in family.modalities}
+    tokens = {modality: str(tokenizer.backend.id_to_token(ids[modality])) for modality in family.modalities}
+    return ChatTemplate(tokenizer.hf, source, texts, tokens)
+
+
+def _build_server(settings: LlmSettings, parts: GenerationParts, facts: ModelFacts) -> RunningServer:
+    llm = LlmServicer(parts, facts)
+    embeddings = EmbeddingServicer(parts.store, facts.hidden_size)
+
+    def register_llm(server: Any) -> None:
+        llm_service_pb2_grpc.add_LlmServiceServicer_to_server(llm, server)
+
+    def register_embeddings(server: Any) -> None:
+        embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(embeddings, server)
+
+    names = llm_service_pb2.DESCRIPTOR, embedding_service_pb2.DESCRIPTOR
+    llm_name, embedding_name = (name.services_by_name for name in names)
+    return build_server(
+        [
+            ServiceRegistration(llm_name["LlmService"].full_name, register_llm),
+            ServiceRegistration(embedding_name["EmbeddingService"].full_name, register_embeddings),
+        ],
+        default_deadline_s=settings.default_deadline_s,
+        max_concurrent_calls=_CALLS_PER_REQUEST * settings.max_pending_requests + _SPARE_CALLS,
+    )
