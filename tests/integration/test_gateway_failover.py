@@ -1,0 +1,195 @@
+"""Replicas that are full, broken or gone, and what the client sees of it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+
+import httpx
+import pytest
+
+from shared.errors import OverloadedError, UnavailableError
+from tests.integration.scripted_services import (
+    ScriptedEncoder,
+    ScriptedLlm,
+    Stack,
+    running_stack,
+    start_encoder,
+    start_llm,
+)
+
+
+def picture(number: int) -> dict[str, object]:
+    data = base64.b64encode(b"picture %d" % number).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+
+def body(*parts: object, **fields: object) -> dict[str, object]:
+    content = [*parts, {"type": "text", "text": "What?"}]
+    return {"messages": [{"role": "user", "content": content}], **fields}
+
+
+async def ask(stack: Stack, question: dict[str, object]) -> httpx.Response:
+    async with httpx.AsyncClient(timeout=30) as http:
+        return await http.post(stack.base_url + "/chat/completions", json=question)
+
+
+async def test_encoder_killed_with_requests_in_flight() -> None:
+    encoders = [ScriptedEncoder(pause_s=0.5), ScriptedEncoder(pause_s=0.5)]
+    async with running_stack(encoders=encoders) as stack:
+        asking = [asyncio.create_task(ask(stack, body(picture(n)))) for n in range(20)]
+        while sum(encoder.running for encoder in encoders) < 20:
+            await asyncio.sleep(0.01)
+        assert encoders[0].running > 0
+        await stack.kill(encoders[0].address)
+        answers = await asyncio.gather(*asking)
+        assert [answer.status_code for answer in answers] == [200] * 20
+        assert len(set(encoders[1].encoded)) == 20
+
+
+async def test_encoder_that_breaks_off_is_passed_over() -> None:
+    encoders = [ScriptedEncoder(fail_with=UnavailableError("draining")), ScriptedEncoder()]
+    async with running_stack(encoders=encoders) as stack:
+        answers = [await ask(stack, body(picture(n))) for n in range(6)]
+        assert [answer.status_code for answer in answers] == [200] * 6
+        assert len(encoders[1].encoded) == 6
+
+
+async def test_the_same_picture_goes_to_the_same_encoder() -> None:
+    encoders = [ScriptedEncoder() for _ in range(3)]
+    llms = [ScriptedLlm()]
+    async with running_stack(llms, encoders) as stack:
+        for _ in range(2):
+            for n in range(9):
+                await ask(stack, body(picture(n)))
+            llms[0]._arrived.clear()
+        assert [len(set(encoder.encoded)) for encoder in encoders] == [
+            len(encoder.encoded) // 2 for encoder in encoders
+        ]
+        assert sum(bool(encoder.encoded) for encoder in encoders) > 1
+
+
+async def test_full_encoders_are_429_with_retry_after() -> None:
+    encoders = [ScriptedEncoder(refuse_with=OverloadedError("full", retry_after=2)) for _ in range(2)]
+    async with running_stack(encoders=encoders) as stack:
+        answer = await ask(stack, body(picture(1)))
+        assert answer.status_code == 429
+        assert answer.headers["retry-after"] == "2"
+        assert answer.json()["error"]["type"] == "rate_limit_error"
+        assert all(len(encoder.started) == 1 for encoder in encoders)
+        assert stack.llms[0].running == 0
+
+
+async def test_one_full_encoder_does_not_matter() -> None:
+    encoders = [ScriptedEncoder(refuse_with=OverloadedError("full")), ScriptedEncoder()]
+    async with running_stack(encoders=encoders) as stack:
+        answers = await asyncio.gather(*(ask(stack, body(picture(n))) for n in range(6)))
+        assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_no_encoder_is_503_and_text_still_works() -> None:
+    async with running_stack() as stack:
+        await stack.kill(stack.encoders[0].address)
+        answer = await ask(stack, body(picture(1)))
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "unavailable"
+        assert (await ask(stack, body())).status_code == 200
+
+
+async def test_encoder_that_restarts_within_the_attempts() -> None:
+    async with running_stack() as stack:
+        address = stack.encoders[0].address
+        await stack.kill(address)
+        asking = asyncio.create_task(ask(stack, body(picture(1))))
+        await asyncio.sleep(0.3)
+        server = await start_encoder(ScriptedEncoder(), address)
+        assert (await asking).status_code == 200
+        await server.drain(0)
+
+
+async def test_media_asked_for_again_is_delivered_again() -> None:
+    async with running_stack([ScriptedLlm(ask_twice=True, pause_s=0.1)]) as stack:
+        assert (await ask(stack, body(picture(1)))).status_code == 200
+        assert len(stack.encoders[0].encoded) == 2
+
+
+async def test_full_or_gone_llm_is_passed_over_before_the_first_delta() -> None:
+    for refusal in (OverloadedError("full"), UnavailableError("draining")):
+        llms = [ScriptedLlm(refuse_with=refusal), ScriptedLlm()]
+        async with running_stack(llms) as stack:
+            for n in range(6):
+                assert (await ask(stack, body(picture(n), user=str(n)))).status_code == 200
+            assert len(llms[1].requests) == 6
+
+
+async def test_llm_that_dies_while_it_waits_for_media() -> None:
+    llms = [ScriptedLlm(), ScriptedLlm()]
+    async with running_stack(llms, [ScriptedEncoder(pause_s=0.5)]) as stack:
+        asking = asyncio.create_task(ask(stack, body(picture(1))))
+        while not any(llm.running for llm in llms) or not stack.encoders[0].running:
+            await asyncio.sleep(0.01)
+        dying = next(llm for llm in llms if llm.running)
+        await stack.kill(dying.address)
+        assert (await asking).status_code == 200
+
+
+async def test_llm_that_dies_after_the_first_delta_is_an_error_event() -> None:
+    llms = [ScriptedLlm(words=["a"] * 50, pause_s=0.05), ScriptedLlm(words=["b"])]
+    async with running_stack(llms) as stack:
+        texts = [f"text {n}" for n in range(8)]
+        async with httpx.AsyncClient(timeout=30) as http:
+            for text in texts:
+                question = {"messages": [{"role": "user", "content": text}], "stream": True}
+                async with http.stream("POST", stack.base_url + "/chat/completions", json=question) as answer:
+                    lines = answer.aiter_lines()
+                    while '"content":"a"' not in (line := await anext(lines)) and '"b"' not in line:
+                        pass
+                    if '"b"' in line:
+                        continue
+                    await stack.kill(llms[0].address)
+                    rest = [line async for line in lines if line]
+                    assert '"code":"unavailable"' in rest[-2]
+                    assert rest[-1] == "data: [DONE]"
+                    return
+    pytest.fail("no conversation went to the first replica")
+
+
+async def test_no_llm_at_start_then_one() -> None:
+    late = ScriptedLlm()
+    server = await start_llm(late)
+    await server.drain(0)
+    async with running_stack([], llm=(late.address,)) as stack, httpx.AsyncClient() as http:
+        assert (await http.get(stack.url + "/health")).status_code == 503
+        assert (await ask(stack, body())).status_code == 503
+        assert (await http.get(stack.base_url + "/models")).status_code == 503
+        server = await start_llm(late, late.address)
+        async with asyncio.timeout(5):
+            while (await http.get(stack.url + "/health")).status_code != 200:
+                await asyncio.sleep(0.05)
+        assert (await ask(stack, body())).status_code == 200
+        await server.drain(0)
+
+
+async def test_conversation_stays_on_its_replica() -> None:
+    llms = [ScriptedLlm() for _ in range(3)]
+    async with running_stack(llms) as stack:
+        for n in range(9):
+            turns = [{"role": "user", "content": f"Start {n}"}]
+            for turn in range(3):
+                await ask(stack, {"messages": turns})
+                turns += [{"role": "assistant", "content": "Hello!"}, {"role": "user", "content": f"More {turn}"}]
+        for llm in llms:
+            firsts = [request.conversation.messages[0].parts[0].text for request in llm.requests]
+            assert all(firsts.count(first) == 3 for first in firsts)
+        assert sum(bool(llm.requests) for llm in llms) > 1
+
+
+async def test_too_many_requests_at_once() -> None:
+    async with running_stack([ScriptedLlm(pause_s=0.2)], max_concurrent_requests=2) as stack:
+        answers = await asyncio.gather(*(ask(stack, body()) for _ in range(6)))
+        statuses = sorted(answer.status_code for answer in answers)
+        assert statuses.count(200) == 2
+        assert statuses.count(429) == 4
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert refused.headers["retry-after"] == "1"
+        assert (await ask(stack, body())).status_code == 200
