@@ -9,16 +9,11 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import unquote
 
 from shared.errors import MediaFetchError, MediaTooLargeError
 
 _READ_SIZE = 1024 * 1024
-
-
-class _Read(Protocol):
-    def __call__(self, size: int, /) -> bytes: ...
 
 
 def read_file_url(url: str, folder: Path | None, max_byte_count: int) -> bytes:
@@ -37,11 +32,12 @@ def read_file_url(url: str, folder: Path | None, max_byte_count: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError, RuntimeError):
         raise _denied() from None
-    with open(descriptor, "rb", buffering=0) as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise _denied()
-        return _read(file.read, max_byte_count)
+    try:
+        return _read(descriptor, max_byte_count)
+    except OSError:
+        raise _denied() from None
+    finally:
+        os.close(descriptor)
 
 
 def _allowed_path(url: str, folder: Path) -> Path:
@@ -57,9 +53,11 @@ def _allowed_path(url: str, folder: Path) -> Path:
     return found
 
 
-def _read(read: _Read, max_byte_count: int) -> bytes:
+def _read(descriptor: int, max_byte_count: int) -> bytes:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise _denied()
     content = bytearray()
-    while chunk := read(_READ_SIZE):
+    while chunk := os.read(descriptor, _READ_SIZE):
         content += chunk
         if len(content) > max_byte_count:
             raise MediaTooLargeError(f"The media file is larger than {max_byte_count} bytes.")

@@ -27,7 +27,8 @@ from protos.tensor.v1 import tensor_pb2
 from shared.content_key import content_key
 from shared.errors import InvalidRequestError, PerceptError, UnavailableError
 from shared.rpc.channel import open_channel
-from shared.rpc.server import RunningServer, ServiceRegistration, build_server as build_rpc_server
+from shared.rpc.server import RunningServer, ServiceRegistration
+from shared.rpc.server import build_server as build_rpc_server
 
 LLM_NAME = "protos.llm.v1.LlmService"
 EMBEDDING_NAME = "protos.llm.v1.EmbeddingService"
@@ -109,7 +110,9 @@ class ScriptedLlm(
                     image_token_count=3 * len(request.media),
                 )
             )
-            finish.timings.CopyFrom(llm_pb2.Timings(queue_seconds=0.01, prefill_seconds=0.02, decode_seconds=0.3))
+            finish.timings.CopyFrom(
+                llm_pb2.Timings(queue_seconds=0.01, prefill_seconds=0.02, decode_seconds=0.3)
+            )
         return llm_pb2.GenerateResponse(finish=finish)
 
     def _event(self, key: str) -> asyncio.Event:
@@ -147,9 +150,7 @@ def _needed(keys: list[str]) -> llm_pb2.GenerateResponse:
 
 
 def _alternative(token_id: int, text: str, logprob: float) -> llm_pb2.TokenLogprob.Alternative:
-    return llm_pb2.TokenLogprob.Alternative(
-        token_id=token_id, text=text, raw=text.encode(), logprob=logprob
-    )
+    return llm_pb2.TokenLogprob.Alternative(token_id=token_id, text=text, raw=text.encode(), logprob=logprob)
 
 
 @dataclass

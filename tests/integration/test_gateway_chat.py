@@ -202,7 +202,11 @@ async def test_embeddings_reach_the_encoder_in_both_forms() -> None:
 
 async def test_errors_before_the_first_delta_have_their_own_status() -> None:
     refusals = [
-        (ContextLengthError("This model's maximum context length is 512 tokens."), 400, "context_length_exceeded"),
+        (
+            ContextLengthError("This model's maximum context length is 512 tokens."),
+            400,
+            "context_length_exceeded",
+        ),
         (OverloadedError("full", retry_after=3.2), 429, "overloaded"),
         (InternalError("internal error, logged as 1"), 500, "internal_error"),
     ]

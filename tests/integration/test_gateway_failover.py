@@ -177,7 +177,10 @@ async def test_conversation_stays_on_its_replica() -> None:
             turns = [{"role": "user", "content": f"Start {n}"}]
             for turn in range(3):
                 await ask(stack, {"messages": turns})
-                turns += [{"role": "assistant", "content": "Hello!"}, {"role": "user", "content": f"More {turn}"}]
+                turns += [
+                    {"role": "assistant", "content": "Hello!"},
+                    {"role": "user", "content": f"More {turn}"},
+                ]
         for llm in llms:
             firsts = [request.conversation.messages[0].parts[0].text for request in llm.requests]
             assert all(firsts.count(first) == 3 for first in firsts)
