@@ -1,0 +1,88 @@
+"""Tiny checkpoints of the families with their reference, each loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.checkpoints import MODEL_TYPES, build_tiny
+from tests.reference import ReferenceModel
+from tests.unit.runner.driver import Checkpoint, Driver
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """The models are too small to share among threads."""
+    torch.set_num_threads(1)
+
+
+def picture(seed: int, width: int = 84, height: int = 56) -> Image.Image:
+    """Noise, different for every seed."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@dataclass
+class Tiny:
+    """One family's checkpoint, the reference on all of it, and Percept's LLM half with a driver.
+
+    Attributes:
+        placeholder: token id that stands for a picture in a prompt.
+        pictures: stored under keys "p0", "p1", ... in the driver's rows.
+    """
+
+    checkpoint: Checkpoint
+    reference: ReferenceModel
+    driver: Driver
+    placeholder: int
+    pictures: list[Image.Image]
+
+    def prompt(self, picture_count: int, text: str) -> list[int]:
+        """A rendered chat prompt with so many placeholders."""
+        content = [{"type": "image"}] * picture_count + [{"type": "text", "text": text}]
+        return self.reference.chat([{"role": "user", "content": content}])
+
+    def expected(self, prompt: list[int], picture_ids: list[int], count: int) -> list[int]:
+        """What transformers' `generate` answers, end-of-sequence tokens suppressed."""
+        return self.reference.generate(
+            prompt, [self.pictures[index] for index in picture_ids], count, eos_token_id=None
+        )
+
+
+Tinies = Callable[[str], Tiny]
+
+
+@pytest.fixture(scope="session")
+def tinies(tmp_path_factory: pytest.TempPathFactory) -> Tinies:
+    """Returns the family's tiny checkpoint by model type."""
+    made: dict[str, Tiny] = {}
+
+    def make(model_type: str) -> Tiny:
+        if model_type not in made:
+            made[model_type] = _make(model_type, tmp_path_factory.mktemp(model_type))
+        return made[model_type]
+
+    return make
+
+
+def _make(model_type: str, folder: Path) -> Tiny:
+    build_tiny(model_type, folder)  # type: ignore[arg-type]
+    checkpoint = Checkpoint(folder)
+    driver = Driver(checkpoint)
+    pictures = [picture(0), picture(1), picture(2, width=140, height=84)]
+    for index, each in enumerate(pictures):
+        driver.rows.items[f"p{index}"] = checkpoint.encode(each)
+    placeholder = checkpoint.layout.placeholder_ids()["image"]
+    return Tiny(checkpoint, ReferenceModel(folder), driver, placeholder, pictures)
+
+
+@pytest.fixture(params=MODEL_TYPES, scope="session")
+def tiny(request: pytest.FixtureRequest, tinies: Tinies) -> Tiny:
+    """Each family in turn."""
+    return tinies(request.param)
