@@ -47,8 +47,7 @@ class Admission:
         """
         if self.item_count >= self.max_item_count:
             raise OverloadedError("the encoder's queue is full", retry_after=self.retry_after_s())
-        # A lone item is always let in: the bound is on what waits beside it.
-        if self._byte_count > 0 and self._byte_count + byte_count > self._max_byte_count:
+        if not self._has_room(byte_count):
             raise OverloadedError("the encoder's payload buffer is full", retry_after=self.retry_after_s())
         self.item_count += 1
         self._byte_count += byte_count
@@ -58,6 +57,12 @@ class Admission:
         finally:
             self.item_count -= 1
             self._byte_count -= byte_count
+
+    def _has_room(self, byte_count: int) -> bool:
+        # An item without payload needs no room, and a lone payload always has it:
+        # the bound is on what waits beside others.
+        alone = byte_count == 0 or self._byte_count == 0
+        return alone or self._byte_count + byte_count <= self._max_byte_count
 
     def retry_after_s(self) -> float:
         """Seconds until half of the queue is done, at the measured rate."""

@@ -116,8 +116,9 @@ async def _send(call: PutCall, header: PutRequest, encoding: Encoding) -> float:
     item = await _rows_or_end(call, encoding)
     stopwatch = Stopwatch()
     if item is not None:
-        with suppress(asyncio.InvalidStateError):
-            # Raised where the answer came meanwhile; what it is, the call says below.
+        # A write fails where the answer came meanwhile, and then grpc.aio blames
+        # itself (grpc/grpc#36066). What the answer is, the call says below.
+        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
             for frame in _chunks(item):
                 await call.write(frame)
             await call.done_writing()

@@ -1,0 +1,85 @@
+"""A small LLM side: a real gRPC server that takes embeddings, well or badly, as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+from protos.llm.v1 import embedding_service_pb2, embedding_service_pb2_grpc
+from protos.media.v1 import media_pb2
+from shared.errors import InvalidRequestError
+from shared.rpc.server import ServiceRegistration, build_server
+from shared.wire import layouts_from_wire
+
+Behaviour = Literal["take", "drop", "refuse", "stall", "leave"]
+"""take: reads all · drop: answers on the header that it needs nothing · refuse: fails on the header ·
+stall: never reads a chunk · leave: fails in the middle."""
+
+
+class Receiver(embedding_service_pb2_grpc.EmbeddingServiceServicer):
+    """Keeps what was pushed.
+
+    Attributes:
+        headers: of all pushes, in order of arrival.
+        items: the tensors' bytes of whole pushes, by key.
+        cancelled: pushes that broke off.
+    """
+
+    def __init__(self, behaviour: Behaviour = "take") -> None:
+        self.behaviour = behaviour
+        self.headers: list[media_pb2.EmbeddingsHeader] = []
+        self.items: dict[str, list[bytes]] = {}
+        self.cancelled = 0
+        self.header_came = asyncio.Event()
+
+    async def PutEmbeddings(self, request_iterator: Any, context: Any) -> Any:
+        header = (await anext(request_iterator)).header
+        self.headers.append(header)
+        self.header_came.set()
+        if self.behaviour == "drop":
+            return embedding_service_pb2.PutEmbeddingsResponse(stored=False)
+        if self.behaviour == "refuse":
+            raise InvalidRequestError("the item is larger than the store")
+        try:
+            if self.behaviour == "stall":
+                await asyncio.Event().wait()
+            await self._take(header, request_iterator)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return embedding_service_pb2.PutEmbeddingsResponse(stored=True)
+
+    async def _take(self, header: media_pb2.EmbeddingsHeader, frames: Any) -> None:
+        layouts = layouts_from_wire(header)
+        tensors = [bytearray() for _ in layouts]
+        async for frame in frames:
+            tensor = tensors[frame.chunk.tensor_index]
+            assert frame.chunk.byte_offset == len(tensor), "chunks come in order and without gaps"
+            assert len(frame.chunk.data) <= 1024 * 1024, "chunks have at most 1 MiB"
+            tensor += frame.chunk.data
+            if self.behaviour == "leave":
+                raise InvalidRequestError("leaving in the middle")
+        if [len(tensor) for tensor in tensors] != [layout.byte_count for layout in layouts]:
+            # The sender broke off: a half item is no item.
+            self.cancelled += 1
+            return
+        self.items[header.key] = [bytes(tensor) for tensor in tensors]
+
+
+@asynccontextmanager
+async def receiving(behaviour: Behaviour = "take") -> AsyncIterator[tuple[Receiver, str]]:
+    """Serves a receiver on a free port; gives it and its address."""
+    receiver = Receiver(behaviour)
+    registration = ServiceRegistration(
+        "protos.llm.v1.EmbeddingService",
+        lambda server: embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(receiver, server),
+    )
+    server = build_server([registration], default_deadline_s=60, max_concurrent_calls=1000)
+    port = await server.start("127.0.0.1:0")
+    await server.serving()
+    try:
+        yield receiver, f"127.0.0.1:{port}"
+    finally:
+        await server.drain(0)

@@ -1,0 +1,147 @@
+"""The batcher: budget, order, company, and nothing for callers who have gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import numpy as np
+import pytest
+
+from encoder_service.batcher import Batcher, Encoded
+from shared.families.base import EncodedItem, Features, MediaInfo, RawTensor
+
+
+class Tower:
+    """Notes its batches by their items' numbers; runs when it is let."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.free = asyncio.Event()
+        self.free.set()
+        self.poison: int | None = None
+
+    async def run(self, batch: Sequence[Features]) -> list[EncodedItem]:
+        numbers = [int(features.arrays["number"]) for features in batch]
+        self.batches.append(numbers)
+        await self.free.wait()
+        if self.poison in numbers:
+            raise RuntimeError("the tower fell")
+        return [
+            EncodedItem(features.info, {"rows": RawTensor("int64", (1,), features.arrays["number"].tobytes())})
+            for features in batch
+        ]
+
+
+def features(number: int, token_cost: int = 10) -> Features:
+    return Features(MediaInfo(row_count=1), {"number": np.array(number, np.int64)}, token_cost)
+
+
+@pytest.fixture
+async def tower() -> Tower:
+    return Tower()
+
+
+@pytest.fixture
+async def make(tower: Tower) -> AsyncIterator[Callable[..., Batcher]]:
+    made: list[Batcher] = []
+
+    def make(max_wait_s: float = 0.0, expecting: bool = False) -> Batcher:
+        batcher = Batcher(tower.run, 30, max_wait_s, lambda: expecting)
+        batcher.start()
+        made.append(batcher)
+        return batcher
+
+    yield make
+    tower.free.set()
+    for batcher in made:
+        await batcher.close()
+
+
+async def encode(batcher: Batcher, number: int, token_cost: int = 10) -> Encoded:
+    return await (await batcher.submit(features(number, token_cost)))
+
+
+def number_of(encoded: Encoded) -> int:
+    return int(np.frombuffer(encoded.item.tensors["rows"].data, np.int64)[0])
+
+
+async def test_everyone_gets_their_own_rows(make: Callable[..., Batcher], tower: Tower) -> None:
+    batcher = make()
+    results = await asyncio.gather(*(encode(batcher, number) for number in range(50)))
+    assert [number_of(result) for result in results] == list(range(50))
+    assert sorted(sum(tower.batches, [])) == list(range(50))
+    assert (batcher.item_count, batcher.run_count) == (50, len(tower.batches))
+
+
+async def test_what_arrives_during_a_run_makes_up_the_next_within_the_budget(
+    make: Callable[..., Batcher], tower: Tower
+) -> None:
+    batcher = make()
+    tower.free.clear()
+    tasks = [asyncio.create_task(encode(batcher, 0))]
+    await asyncio.sleep(0.01)
+    tasks += [asyncio.create_task(encode(batcher, number)) for number in range(1, 6)]
+    tasks.append(asyncio.create_task(encode(batcher, 6, token_cost=1000)))
+    await asyncio.sleep(0.01)
+    tower.free.set()
+    await asyncio.gather(*tasks)
+    assert tower.batches == [[0], [1, 2, 3], [4, 5], [6]]
+
+
+async def test_items_whose_callers_left_are_not_run(make: Callable[..., Batcher], tower: Tower) -> None:
+    batcher = make()
+    tower.free.clear()
+    tasks = [asyncio.create_task(encode(batcher, number)) for number in (0, 1, 2, 3)]
+    await asyncio.sleep(0.01)
+    late = [asyncio.create_task(encode(batcher, number)) for number in (4, 5)]
+    await asyncio.sleep(0.01)
+    late[0].cancel()
+    await asyncio.wait([late[0]])
+    tower.free.set()
+    await asyncio.gather(*tasks, late[1])
+    assert 4 not in sum(tower.batches, [])
+
+
+async def test_the_queue_is_bounded_and_moves_on_when_all_in_it_have_gone(
+    make: Callable[..., Batcher], tower: Tower
+) -> None:
+    batcher = make()
+    tower.free.clear()
+    running = asyncio.create_task(encode(batcher, 0, token_cost=30))
+    await asyncio.sleep(0.01)
+    queued = [await batcher.submit(features(number, 30)) for number in range(1, 5)]
+    waiting = asyncio.create_task(encode(batcher, 5))
+    await asyncio.sleep(0.01)
+    assert not waiting.done() and tower.batches == [[0]]
+    for answer in queued:
+        answer.cancel()
+    tower.free.set()
+    assert number_of(await waiting) == 5
+    await running
+    assert tower.batches == [[0], [5]]
+
+
+async def test_a_poisonous_item_fails_alone(make: Callable[..., Batcher], tower: Tower) -> None:
+    batcher = make()
+    tower.poison = 2
+    tower.free.clear()
+    tasks = [asyncio.create_task(encode(batcher, number)) for number in range(4)]
+    await asyncio.sleep(0.01)
+    tower.free.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(results[2], RuntimeError)
+    assert [number_of(result) for result in results if isinstance(result, Encoded)] == [0, 1, 3]
+
+
+async def test_an_idle_tower_waits_only_for_company_that_may_come(
+    make: Callable[..., Batcher], tower: Tower
+) -> None:
+    expecting, alone = make(0.2, True), make(0.2, False)
+    first = asyncio.create_task(encode(expecting, 0))
+    await asyncio.sleep(0.05)
+    assert tower.batches == []
+    await asyncio.gather(first, encode(expecting, 1), encode(expecting, 2))
+    assert tower.batches == [[0, 1, 2]]
+    async with asyncio.timeout(0.15):
+        await encode(alone, 3)

@@ -1,0 +1,182 @@
+"""Delivery over real gRPC: the header before the rows, and every way that the other side may end it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+
+import pytest
+
+from encoder_service.delivery import Delivery
+from encoder_service.encoding import Kept, Layout, Timings
+from shared.errors import DeadlineError, InvalidRequestError, UnavailableError
+from shared.families.base import EncodedItem, Grid, MediaInfo, RawTensor
+from shared.wire import layouts_of
+from tests.unit.encoder_service.receiver import receiving
+
+KEY = "ab" * 32
+INFO = MediaInfo(row_count=700, grids=(Grid(1, 40, 70),), image_size=(400, 700))
+
+
+def item(width: int = 1024) -> EncodedItem:
+    rows = bytes(index % 251 for index in range(4 * width)) * 700
+    deep = RawTensor("bfloat16", (700, 8), bytes(700 * 16))
+    return EncodedItem(INFO, {"image_embeds": RawTensor("float32", (700, width), rows), "deep": deep})
+
+
+class Coming:
+    """An encoding whose rows come when they are given."""
+
+    def __init__(self, promised: EncodedItem) -> None:
+        self._layout = Layout(promised.info, tuple(layouts_of(promised.tensors)))
+        self.rows: asyncio.Future[EncodedItem] = asyncio.get_running_loop().create_future()
+
+    async def layout(self) -> Layout:
+        return self._layout
+
+    async def item(self) -> EncodedItem:
+        return await asyncio.shield(self.rows)
+
+    def timings(self) -> Timings:
+        return Timings()
+
+
+async def test_all_bytes_of_all_tensors_arrive() -> None:
+    async with receiving() as (receiver, address):
+        delivery = Delivery([])
+        seconds = await delivery.push(address, KEY, Kept(item()), 30)
+        assert seconds > 0
+        assert receiver.items[KEY] == [bytes(tensor.data) for tensor in item().tensors.values()]
+        header = receiver.headers[0]
+        assert (header.info.row_count, header.info.grids[0].width, header.info.image_size.height) == (700, 70, 400)
+        await delivery.close()
+
+
+async def test_the_header_arrives_before_the_rows_are_there() -> None:
+    async with receiving() as (receiver, address):
+        delivery, coming = Delivery([]), Coming(item())
+        push = asyncio.create_task(delivery.push(address, KEY, coming, 30))
+        async with asyncio.timeout(5):
+            await receiver.header_came.wait()
+        assert receiver.items == {} and not push.done()
+        coming.rows.set_result(item())
+        await push
+        assert KEY in receiver.items
+        await delivery.close()
+
+
+async def test_pushes_of_one_item_to_one_address_at_once_are_one() -> None:
+    async with receiving() as (first, first_address), receiving() as (second, second_address):
+        delivery, coming = Delivery([]), Coming(item())
+        pushes = [
+            asyncio.create_task(delivery.push(address, KEY, coming, 30))
+            for address in [first_address] * 5 + [second_address] * 5
+        ]
+        await asyncio.sleep(0.05)
+        coming.rows.set_result(item())
+        await asyncio.gather(*pushes)
+        assert (len(first.headers), len(second.headers)) == (1, 1)
+        assert first.items == second.items
+        await delivery.close()
+
+
+@pytest.mark.parametrize("attempt", range(5))
+async def test_an_answer_that_nothing_is_needed_is_no_error(attempt: int) -> None:
+    async with receiving("drop") as (receiver, address):
+        delivery = Delivery([])
+        await delivery.push(address, KEY, Kept(item()), 30)
+        coming = Coming(item())
+        async with asyncio.timeout(5):
+            # It ends although the rows never come.
+            await delivery.push(address, KEY, coming, 30)
+        assert len(receiver.headers) == 2
+        await delivery.close()
+
+
+@pytest.mark.parametrize("attempt", range(5))
+async def test_a_refusal_on_the_header_reaches_the_caller(attempt: int) -> None:
+    async with receiving("refuse") as (_, address):
+        delivery = Delivery([])
+        with pytest.raises(InvalidRequestError, match="larger than the store"):
+            await delivery.push(address, KEY, Coming(item()), 30)
+        with pytest.raises(InvalidRequestError, match="larger than the store"):
+            await delivery.push(address, KEY, Kept(item()), 30)
+        await delivery.close()
+
+
+async def test_a_receiver_that_leaves_in_the_middle_is_an_error() -> None:
+    async with receiving("leave") as (_, address):
+        delivery = Delivery([])
+        with pytest.raises(InvalidRequestError, match="leaving"):
+            await delivery.push(address, KEY, Kept(item(8192)), 30)
+        await delivery.close()
+
+
+async def test_an_address_where_nobody_listens_is_unavailable_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    delivery = Delivery([])
+    started = time.monotonic()
+    with pytest.raises(UnavailableError):
+        await delivery.push(address, KEY, Kept(item()), 30)
+    assert time.monotonic() - started < 5
+    await delivery.close()
+
+
+async def test_a_receiver_that_stalls_holds_us_until_the_deadline() -> None:
+    async with receiving("stall") as (receiver, address):
+        delivery = Delivery([])
+        with pytest.raises(DeadlineError):
+            await delivery.push(address, KEY, Kept(item(8192)), 0.5)
+        async with asyncio.timeout(5):
+            while receiver.cancelled == 0:
+                await asyncio.sleep(0.01)
+        await delivery.close()
+
+
+async def test_the_deadline_of_one_caller_is_not_anothers() -> None:
+    async with receiving() as (receiver, address):
+        delivery, coming = Delivery([]), Coming(item())
+        hurried = asyncio.create_task(delivery.push(address, KEY, coming, 0.3))
+        patient = asyncio.create_task(delivery.push(address, KEY, coming, 30))
+        with pytest.raises(DeadlineError):
+            await hurried
+        coming.rows.set_result(item())
+        await patient
+        assert KEY in receiver.items
+        await delivery.close()
+
+
+async def test_when_the_last_caller_leaves_the_push_breaks_off() -> None:
+    async with receiving() as (receiver, address):
+        delivery, coming = Delivery([]), Coming(item())
+        pushes = [asyncio.create_task(delivery.push(address, KEY, coming, 30)) for _ in range(2)]
+        await receiver.header_came.wait()
+        pushes[0].cancel()
+        await asyncio.sleep(0.05)
+        assert receiver.cancelled == 0
+        pushes[1].cancel()
+        async with asyncio.timeout(5):
+            while receiver.cancelled == 0:
+                await asyncio.sleep(0.01)
+        assert receiver.items == {}
+        await delivery.close()
+
+
+@pytest.mark.parametrize(
+    "address", ["", "host", "host:", ":50051", "unix:/tmp/socket:1", "dns:///a:1", "a/b:1", "a:123456", "a b:1"]
+)
+def test_addresses_that_are_no_host_and_port_are_refused(address: str) -> None:
+    with pytest.raises(InvalidRequestError, match="HOST:PORT"):
+        Delivery([]).check(address)
+
+
+def test_only_the_named_addresses_are_allowed() -> None:
+    delivery = Delivery(["llm-0:50052", "[::1]:50052"])
+    delivery.check("llm-0:50052")
+    delivery.check("[::1]:50052")
+    with pytest.raises(InvalidRequestError, match="none of"):
+        delivery.check("llm-1:50052")
+    Delivery([]).check("llm-1:50052")
