@@ -27,7 +27,6 @@ from llm_service.engine.messages import (
     EngineStatus,
     OpenEmbeddings,
     PrefillReport,
-    RowsUsed,
     SequenceFailed,
     SequenceRefused,
     StepReport,
@@ -83,7 +82,6 @@ class Engine:
         self._outbox: list[ToFront] = []
         self._tokens: list[TokenReport] = []
         self._ended: list[int] = []
-        self._used: list[RowsUsed] = []
 
     @property
     def busy(self) -> bool:
@@ -114,8 +112,10 @@ class Engine:
         batch = self._scheduler.schedule()
         if batch.items:
             self._run(batch)
-        if batch.items or self._ended:
-            self._report()
+        used = self._scheduler.take_used()
+        if batch.items or self._ended or used:
+            self._outbox.append(StepReport(self._tokens, self._ended, used, self.status()))
+            self._tokens, self._ended = [], []
         self._busy = bool(batch.items) and len(self._scheduler) > 0
         return bool(batch.items)
 
@@ -224,7 +224,7 @@ class Engine:
             self._fail(sequence_id, text)
         good = [token for token in tokens if token.failure is None]
         items = [item for item in batch.items if item.sequence.sequence_id not in failures]
-        self._used.extend(self._scheduler.settle(ScheduledBatch(items), good))
+        self._scheduler.settle(ScheduledBatch(items), good)
         now = self._clock()
         for token in good:
             self._tokens.append(self._token_report(sampling[token.sequence_id], token, now))
@@ -258,7 +258,3 @@ class Engine:
             queue_seconds=max(0.0, sequence.scheduled_at - sequence.arrival),
             prefill_seconds=now - sequence.scheduled_at,
         )
-
-    def _report(self) -> None:
-        self._outbox.append(StepReport(self._tokens, self._ended, self._used, self.status()))
-        self._tokens, self._ended, self._used = [], [], []

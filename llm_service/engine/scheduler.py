@@ -106,6 +106,7 @@ class Scheduler:
         self._waiting: list[Sequence] = []
         self._sequences: dict[int, Sequence] = {}
         self._rows_needed: list[RowsNeeded] = []
+        self._used: list[RowsUsed] = []
         self.preemption_count = 0
         self.prefix_query_count = 0
         self.prefix_hit_count = 0
@@ -142,7 +143,7 @@ class Scheduler:
     def reopen(self, key: str) -> None:
         """Asks again for a closed item, for every sequence that still needs it."""
         for sequence in self._sequences.values():
-            if key in sequence.unused:
+            if any(span.key == key for span in sequence.spans):
                 sequence.asked.discard(key)
                 self._ask(sequence, sequence.computed_count or self._prefix_length(sequence))
 
@@ -150,6 +151,11 @@ class Scheduler:
         """The questions since the last call."""
         questions, self._rows_needed = self._rows_needed, []
         return questions
+
+    def take_used(self) -> list[RowsUsed]:
+        """The items that sequences have come to need no more since the last call."""
+        used, self._used = self._used, []
+        return used
 
     def schedule(self) -> ScheduledBatch:
         """Decides a step. An empty batch means that every sequence waits for rows."""
@@ -165,17 +171,15 @@ class Scheduler:
             self._admit_waiting(step)
         return ScheduledBatch(list(step.items.values()))
 
-    def settle(self, batch: ScheduledBatch, tokens: Run[SampledToken]) -> list[RowsUsed]:
-        """Books a step that has run, and says which items are needed no more."""
-        used: list[RowsUsed] = []
+    def settle(self, batch: ScheduledBatch, tokens: Run[SampledToken]) -> None:
+        """Books a step that has run."""
         for item in batch.items:
             sequence = item.sequence
             sequence.computed_count = item.start + item.count
             self._register(sequence, item.start)
-            used.extend(_newly_used(sequence))
+            self._note_used(sequence, sequence.computed_count)
         for token in tokens:
             self._sequences[token.sequence_id].token_ids.append(token.token_id)
-        return used
 
     def check_integrity(self) -> None:
         """Asserts that blocks are held by the running sequences and by nobody else."""
@@ -271,6 +275,18 @@ class Scheduler:
             sequence.asked.update(keys)
             self._rows_needed.append(RowsNeeded(sequence.sequence_id, keys))
 
+    def _note_used(self, sequence: Sequence, count: int) -> None:
+        """Notes which items a sequence needs no more, as its first `count` tokens are in blocks.
+
+        A waiting sequence does not hold those blocks; when they are lost it
+        needs, and asks for, the items again.
+        """
+        if sequence.spans:
+            needed = set(sequence.keys_beyond(count))
+            used = sorted(sequence.unused - needed)
+            sequence.unused = needed
+            self._used.extend(RowsUsed(sequence.sequence_id, key) for key in used)
+
     def _find(self, sequence: Sequence) -> list[int]:
         """Cached blocks of the sequence's longest usable prefix.
 
@@ -312,6 +328,7 @@ class Scheduler:
         blocks = self._find(sequence)
         length = len(blocks) * self._blocks.block_size
         self._ask(sequence, length)
+        self._note_used(sequence, length)
         ceiling = sequence.ceiling(self._rows.ready_count, length)
         return _Prefix(blocks, length, ceiling, ceiling == len(sequence.token_ids))
 
@@ -360,11 +377,3 @@ def _age(sequence: Sequence) -> tuple[float, int]:
 def _precedence(sequence: Sequence) -> tuple[bool, bool, tuple[float, int]]:
     missing = len(sequence.token_ids) - sequence.computed_count
     return (not sequence.held_up, missing > 1, sequence.age)
-
-
-def _newly_used(sequence: Sequence) -> list[RowsUsed]:
-    if not sequence.unused:
-        return []
-    used = sequence.unused.difference(sequence.keys_beyond(sequence.computed_count))
-    sequence.unused -= used
-    return [RowsUsed(sequence.sequence_id, key) for key in sorted(used)]
