@@ -1,0 +1,97 @@
+"""Writes a checkpoint folder that plain transformers loads: weights, configurations, tokenizer, template.
+
+Knows nothing about how the weights came to be. The teaching heads stay behind.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
+
+from models.training import vocabulary
+from models.training.loop import new_config, special_ids
+from models.training.network import CONTEXT
+from models.training.pixels import MAX_PIXELS, MERGE, MIN_PIXELS, NORMAL_MEAN, NORMAL_STD, PATCH
+
+_HEADS = "seen."
+_MODEL = "model."
+
+
+def export(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Exports a training checkpoint to a folder."""
+    state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    model = Qwen2VLForConditionalGeneration(new_config())
+    weights = {
+        name.removeprefix(_MODEL): weight
+        for name, weight in state["learner"].items()
+        if not name.startswith(_HEADS)
+    }
+    model.load_state_dict(weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.generation_config = _generation_config()
+    model.to(dtype).save_pretrained(folder)
+    _write_tokenizer(folder)
+    _write_json(folder / "preprocessor_config.json", _preprocessor("Qwen2VLImageProcessor"))
+    video = _preprocessor("Qwen2VLImageProcessor")
+    del video["image_processor_type"]
+    _write_json(
+        folder / "video_preprocessor_config.json", video | {"video_processor_type": "Qwen2VLVideoProcessor"}
+    )
+
+
+def _generation_config() -> GenerationConfig:
+    ids = special_ids()
+    return GenerationConfig(
+        do_sample=False,
+        bos_token_id=ids[vocabulary.END_OF_TEXT],
+        eos_token_id=[ids[vocabulary.END], ids[vocabulary.END_OF_TEXT]],
+        pad_token_id=ids[vocabulary.END_OF_TEXT],
+    )
+
+
+def _write_tokenizer(folder: Path) -> None:
+    tokenizer = vocabulary.build_tokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "processor_class": "Qwen2VLProcessor",
+        "add_prefix_space": False,
+        "bos_token": None,
+        "eos_token": vocabulary.END,
+        "pad_token": vocabulary.END_OF_TEXT,
+        "unk_token": vocabulary.END_OF_TEXT,
+        "extra_special_tokens": list(vocabulary.SPECIAL),
+        "clean_up_tokenization_spaces": False,
+        "errors": "replace",
+        "model_max_length": CONTEXT,
+        "chat_template": vocabulary.CHAT_TEMPLATE,
+    }
+    _write_json(folder / "tokenizer_config.json", settings)
+    (folder / "chat_template.jinja").write_text(vocabulary.CHAT_TEMPLATE)
+
+
+def _preprocessor(kind: str) -> dict[str, Any]:
+    return {
+        "image_processor_type": kind,
+        "processor_class": "Qwen2VLProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": list(NORMAL_MEAN),
+        "image_std": list(NORMAL_STD),
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "patch_size": PATCH,
+        "merge_size": MERGE,
+        "temporal_patch_size": 2,
+        "min_pixels": MIN_PIXELS,
+        "max_pixels": MAX_PIXELS,
+        "size": {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS},
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
