@@ -64,6 +64,7 @@ class Served:
     def __init__(self, stack: UpStack, reference: ReferenceModel) -> None:
         self.stack = stack
         self.reference = reference
+        self.model = "tiny"
         self.client = openai.AsyncOpenAI(
             base_url=f"{stack.url}/v1", api_key="none", max_retries=0, timeout=100
         )
@@ -80,14 +81,17 @@ class Served:
         return ids
 
     async def answer(self, messages: list[dict[str, Any]], **extra: Any) -> Any:
-        return await self.client.chat.completions.create(
-            model=(await self.client.models.list()).data[0].id,
-            messages=messages,  # type: ignore[arg-type]
-            temperature=0,
-            max_completion_tokens=TOKENS,
-            logprobs=True,
-            extra_body={"min_tokens": TOKENS, **extra},
-        )
+        url = f"{self.stack.url}/v1"
+        # One client for each question: every test has an event loop of its own.
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=100) as client:
+            return await client.chat.completions.create(
+                model=self.model,
+                messages=messages,  # type: ignore[arg-type]
+                temperature=0,
+                max_completion_tokens=TOKENS,
+                logprobs=True,
+                extra_body={"min_tokens": TOKENS, **extra},
+            )
 
     def check(self, answer: Any, ids: list[int]) -> None:
         """The answer's text, number and bytes of tokens are those of `ids`."""
@@ -107,6 +111,8 @@ def served(request: pytest.FixtureRequest, tiny_checkpoint: Callable[[str], Path
     pool_gib = 80 * 16 * 3 * 2 * 2 * 16 * 4 / 2**30
     stack = UpStack(
         folder,
+        "--served-model-name",
+        "tiny",
         "--max-num-batched-tokens",
         str(CHUNK),
         "--block-size",
