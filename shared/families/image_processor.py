@@ -49,6 +49,10 @@ class ImageProcessor:
         """The processor's own target size, in its own words."""
         return dict(self._processor.size)
 
+    def attribute(self, name: str) -> Any:
+        """One of the processor's own settings, None where it has no such."""
+        return getattr(self._processor, name, None)
+
     def __call__(self, picture: Image.Image, **options: Any) -> dict[str, npt.NDArray[Any]]:
         """Returns the processor's arrays for one RGB picture, a leading axis of 1 where it adds one.
 

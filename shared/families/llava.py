@@ -63,10 +63,11 @@ PREFIXES: Prefixes = {
 class LlavaPreprocessor:
     """Pictures and precomputed embeddings; see `Preprocessor`."""
 
-    def __init__(self, checkpoint: Checkpoint, hidden_size: int, row_count: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: Any, row_count: int) -> None:
         self._processor = ImageProcessor(checkpoint)
-        self._hidden_size = hidden_size
+        self._hidden_size = int(config.get_text_config().hidden_size)
         self._row_count = row_count
+        self._check_size(checkpoint, int(config.vision_config.image_size))
 
     def preprocess_image(self, picture: Image.Image, settings: Mapping[str, Any]) -> Features:
         """See `Preprocessor`. There are no settings."""
@@ -89,6 +90,17 @@ class LlavaPreprocessor:
                 f"{ROWS} has {rows} rows; a picture of this model has {self._row_count}", param=ROWS
             )
         return EncodedItem(MediaInfo(row_count=rows, image_size=image_size), {ROWS: fields[ROWS]})
+
+    def _check_size(self, checkpoint: Checkpoint, side: int) -> None:
+        """Raises InvalidRequestError where the processor makes other sizes than the tower takes."""
+        from PIL import Image
+
+        *_, height, width = self._processor(Image.new("RGB", (side, 2 * side)))["pixel_values"].shape
+        if (height, width) != (side, side):
+            raise InvalidRequestError(
+                f"{checkpoint.folder}: the image processor makes {width} x {height} pixels,"
+                f" the tower takes {side} x {side}"
+            )
 
     @staticmethod
     def _image_size(tensor: RawTensor) -> tuple[int, int]:
@@ -114,7 +126,7 @@ class LlavaTower:
         import torch
 
         weight = self._module.projector.linear_1.weight
-        pixels = torch.cat([torch.from_numpy(features.arrays["pixel_values"]) for features in batch])
+        pixels = torch.from_numpy(np.concatenate([features.arrays["pixel_values"] for features in batch]))
         with torch.inference_mode():
             output = self._module.tower(pixels.to(weight.device, weight.dtype), output_hidden_states=True)
             chosen = torch.cat([output.hidden_states[layer] for layer in self._layers], dim=-1)
@@ -168,7 +180,7 @@ class LlavaFamily:
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
-        return LlavaPreprocessor(self._checkpoint, self.hidden_size(), self._row_count())
+        return LlavaPreprocessor(self._checkpoint, model_config(self._checkpoint), self._row_count())
 
     def tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """See `Family`."""

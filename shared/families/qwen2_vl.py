@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from shared.errors import BadEmbeddingsError, InvalidRequestError
 from shared.families.base import (
     Checkpoint,
@@ -51,10 +53,11 @@ PREFIXES: Prefixes = {
 class Qwen2VLPreprocessor:
     """Pictures and precomputed embeddings; see `Preprocessor`."""
 
-    def __init__(self, checkpoint: Checkpoint, hidden_size: int, merge_size: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: Any) -> None:
         self._processor = ImageProcessor(checkpoint)
-        self._hidden_size = hidden_size
-        self._merge_size = merge_size
+        self._hidden_size = int(config.get_text_config().hidden_size)
+        self._merge_size = int(config.vision_config.spatial_merge_size)
+        self._check_patches(checkpoint, config.vision_config)
 
     def preprocess_image(self, picture: Image.Image, settings: Mapping[str, Any]) -> Features:
         """See `Preprocessor`.
@@ -87,6 +90,20 @@ class Qwen2VLPreprocessor:
             )
         rows = check_rows(ROWS, fields[ROWS], self._hidden_size)
         return EncodedItem(MediaInfo(row_count=rows, grids=grids), {ROWS: fields[ROWS]})
+
+    def _check_patches(self, checkpoint: Checkpoint, vision: Any) -> None:
+        """Raises InvalidRequestError where the processor cuts other patches than the tower takes."""
+        names = (
+            ("patch_size", "patch_size"),
+            ("temporal_patch_size",) * 2,
+            ("merge_size", "spatial_merge_size"),
+        )
+        for ours, theirs in names:
+            made, taken = self._processor.attribute(ours), getattr(vision, theirs)
+            if made != taken:
+                raise InvalidRequestError(
+                    f"{checkpoint.folder}: the image processor has {ours} {made}, the tower {theirs} {taken}"
+                )
 
     def _target_size(self, settings: Mapping[str, Any]) -> dict[str, int]:
         """The processor's size with the request's own bounds.
@@ -130,8 +147,8 @@ class Qwen2VLTower:
         import torch
 
         weight = next(self._module.parameters())
-        pixels = torch.cat([torch.from_numpy(features.arrays["pixel_values"]) for features in batch])
-        grids = torch.cat([torch.from_numpy(features.arrays[GRID]) for features in batch])
+        pixels = torch.from_numpy(np.concatenate([features.arrays["pixel_values"] for features in batch]))
+        grids = torch.from_numpy(np.concatenate([features.arrays[GRID] for features in batch]))
         with torch.inference_mode():
             output = self._module(pixels.to(weight.device, weight.dtype), grid_thw=grids.to(weight.device))
         rows: torch.Tensor = output.pooler_output
@@ -150,7 +167,7 @@ class Qwen2VLFamily:
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
-        return Qwen2VLPreprocessor(self._checkpoint, self.hidden_size(), self._merge_size())
+        return Qwen2VLPreprocessor(self._checkpoint, model_config(self._checkpoint))
 
     def tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """See `Family`."""

@@ -42,7 +42,7 @@ def load_half(
     """Builds a module and fills it with its half of a checkpoint.
 
     Parameters are never allocated before their values are there, so that the
-    peak is the half itself and one tensor.
+    peak is the half itself and the pages of one file.
 
     Args:
         build: makes the module; runs where parameters take no memory.

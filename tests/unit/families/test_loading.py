@@ -316,12 +316,70 @@ def test_a_wrong_config_is_explained(tiny: Build, tmp_path: Path) -> None:
         load(folder, "language")
 
 
-@pytest.mark.parametrize("missing", ["preprocessor_config.json"])
-def test_a_missing_processor_is_explained(missing: str, tiny: Build, tmp_path: Path) -> None:
+def test_a_missing_processor_is_explained(tiny: Build, tmp_path: Path) -> None:
     folder = copy(tiny("llava"), tmp_path / "blind")
-    (folder / missing).unlink()
+    (folder / "preprocessor_config.json").unlink()
     with pytest.raises(InvalidRequestError, match="no usable image processor"):
         family_in(folder).preprocessor()
+
+
+@pytest.mark.parametrize(
+    ("variant", "change", "reason"),
+    [
+        ("qwen2_vl", {"patch_size": 16}, "has patch_size 16, the tower patch_size 14"),
+        ("qwen2_vl", {"merge_size": 4}, "has merge_size 4, the tower spatial_merge_size 2"),
+        (
+            "llava",
+            {"crop_size": {"height": 70, "width": 70}},
+            "makes 70 x 70 pixels, the tower takes 56 x 56",
+        ),
+        ("llava", {"image_processor_type": "VideoMagic"}, "'VideoMagic', which has no PIL backend"),
+        ("llava", {"image_processor_type": None}, "has no PIL backend"),
+    ],
+)
+def test_a_processor_that_does_not_fit_is_explained(
+    variant: str, change: dict[str, Any], reason: str, tiny: Build, tmp_path: Path
+) -> None:
+    folder = copy(tiny(variant), tmp_path / "misfit")
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InvalidRequestError, match=reason):
+        family_in(folder).preprocessor()
+
+
+def hub_style(config: dict[str, Any]) -> dict[str, Any]:
+    """A Qwen2-VL config.json as the hub has it: flat, with the older names."""
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    for name in ("model_type", "layer_types", "dtype"):
+        text.pop(name)
+    kept = ("depth", "embed_dim", "mlp_ratio", "num_heads", "hidden_size", "patch_size", "spatial_merge_size")
+    vision = {name: config["vision_config"][name] for name in kept}
+    return (
+        config
+        | text
+        | {
+            "rope_theta": rope["rope_theta"],
+            "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+            "vision_config": vision | {"in_chans": 3, "spatial_patch_size": 14, "temporal_patch_size": 2},
+            "torch_dtype": "bfloat16",
+        }
+    )
+
+
+def test_a_flat_config_of_the_hub(tiny: Build, tmp_path: Path) -> None:
+    folder = copy(tiny("qwen2_vl"), tmp_path / "flat")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(hub_style(config)))
+    assert "text_config" not in json.loads((folder / "config.json").read_text())
+    parts, expected = family_in(folder), family_in(tiny("qwen2_vl"))
+    assert (parts.hidden_size(), parts.context_length()) == (64, 2048)
+    assert parts.prompt_layout() == expected.prompt_layout()
+    found: Any = parts.language_model(CPU, torch.float32, "sdpa")
+    known: Any = expected.language_model(CPU, torch.float32, "sdpa")
+    positions = torch.arange(5).expand(3, 5)
+    embeds = known.embed(torch.arange(5))
+    assert torch.equal(found.forward(embeds, positions), known.forward(embeds, positions))
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "no such name", "one", "../up/and/away"])
