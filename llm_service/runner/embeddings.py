@@ -36,7 +36,8 @@ def place_rows(
             first, last = max(span.start, item.start), min(span.start + span.length, end)
             if first < last:
                 target = inputs_embeds[row + first - item.start : row + last - item.start]
-                target.copy_(_read(source, span.key, first - span.start, last - first))
+                first_row = span.first_row + first - span.start
+                target.copy_(_read(source, span.key, first_row, last - first))
 
 
 def _read(source: RowSource, key: str, first: int, count: int) -> torch.Tensor:
