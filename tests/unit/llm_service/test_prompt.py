@@ -1,0 +1,249 @@
+"""Prompts: rendered as transformers renders them, safe against typed special tokens, checked."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from llm_service.chat_template import ChatTemplate
+from llm_service.prompt import PromptBuilder
+from llm_service.text_tokenizer import TextTokenizer
+from protos.llm.v1 import llm_service_pb2 as pb
+from protos.media.v1 import media_pb2
+from shared.errors import InvalidRequestError
+from shared.families.base import ExpandedPrompt, Modality
+from tests.checkpoints import LLAVA_PARTS_TEMPLATE, LLAVA_STRINGS_TEMPLATE, QWEN_TEMPLATE
+from tests.tiny_tokenizers import build_llama_tokenizer, build_qwen_tokenizer
+
+STRICT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] not in ['user', 'assistant'] %}{{ raise_exception('Only user and assistant') }}{% endif %}"
+    "{{ message['content'] }}{% endfor %}"
+)
+STYLES = {
+    "qwen": (
+        build_qwen_tokenizer,
+        QWEN_TEMPLATE,
+        "<|vision_start|><|image_pad|><|vision_end|>",
+        "<|image_pad|>",
+    ),
+    "llava parts": (build_llama_tokenizer, LLAVA_PARTS_TEMPLATE, "<image>", "<image>"),
+    "llava strings": (build_llama_tokenizer, LLAVA_STRINGS_TEMPLATE, "<image>", "<image>"),
+    "strict": (build_qwen_tokenizer, STRICT_TEMPLATE, "<|image_pad|>", "<|image_pad|>"),
+}
+
+
+class OnePlaceholder:
+    """The part of a family's layout that prompts need."""
+
+    def __init__(self, text: str, token_id: int) -> None:
+        self._text = text
+        self._token_id = token_id
+
+    def placeholder_ids(self) -> dict[Modality, int]:
+        return {"image": self._token_id}
+
+    def placeholder_text(self, modality: Modality) -> str:
+        return self._text
+
+    def expand(self, token_ids: Any, media: Any) -> ExpandedPrompt:
+        raise AssertionError("these tests do not expand")
+
+
+@cache
+def builder_of(style: str) -> PromptBuilder:
+    build, source, text, token = STYLES[style]
+    tokenizer = TextTokenizer(build())
+    layout = OnePlaceholder(text, tokenizer.backend.token_to_id(token))
+    template = ChatTemplate(tokenizer.hf, source, {"image": text}, {"image": token})
+    return PromptBuilder(tokenizer, layout, template, {"image": 2}, len(tokenizer))
+
+
+def message(role: str, *parts: str | int) -> pb.Message:
+    wire = [pb.ContentPart(text=p) if isinstance(p, str) else pb.ContentPart(media_index=p) for p in parts]
+    return pb.Message(role=role, parts=wire)
+
+
+def images(count: int) -> list[media_pb2.MediaItem]:
+    return [
+        media_pb2.MediaItem(
+            key=f"{index:064x}", modality=media_pb2.MODALITY_IMAGE, form=media_pb2.MEDIA_FORM_FILE
+        )
+        for index in range(count)
+    ]
+
+
+def chat(*messages: pb.Message, media: int = 0, **settings: Any) -> pb.GenerateRequest:
+    return pb.GenerateRequest(
+        conversation=pb.Conversation(messages=messages, **settings), media=images(media)
+    )
+
+
+async def refusal(style: str, request: pb.GenerateRequest) -> InvalidRequestError:
+    with pytest.raises(InvalidRequestError) as caught:
+        await builder_of(style).build(request)
+    return caught.value
+
+
+@pytest.mark.parametrize("style", ["qwen", "llava parts", "llava strings"])
+async def test_a_conversation_gives_the_tokens_that_transformers_gives(style: str) -> None:
+    builder = builder_of(style)
+    request = chat(
+        message("user", "Compare: ", 0, " and ", 1),
+        message("assistant", "They differ."),
+        message("user", "How? 赤い"),
+        media=2,
+    )
+    image: dict[str, str] = {"type": "image"}
+    if style == "llava strings":
+        first: Any = "Compare: <image> and <image>"
+        rest: list[Any] = ["They differ.", "How? 赤い"]
+    else:
+        first = [{"type": "text", "text": "Compare: "}, image, {"type": "text", "text": " and "}, image]
+        rest = [[{"type": "text", "text": text}] for text in ("They differ.", "How? 赤い")]
+    contents = [first, *rest]
+    conversation = [
+        {"role": role, "content": content}
+        for role, content in zip(("user", "assistant", "user"), contents, strict=True)
+    ]
+    hf = builder.tokenizer.hf
+    text = hf.apply_chat_template(
+        conversation, chat_template=STYLES[style][1], tokenize=False, add_generation_prompt=True
+    )
+    prompt = await builder.build(request)
+    assert prompt.token_ids == hf(text)["input_ids"]
+    assert [item.key for item in prompt.items] == [f"{index:064x}" for index in range(2)]
+
+
+@pytest.mark.parametrize("style", ["qwen", "llava parts", "llava strings"])
+async def test_typed_special_tokens_are_plain_text(style: str) -> None:
+    builder = builder_of(style)
+    special = builder.tokenizer.table.special_tokens
+    typed = " ".join(sorted(special)) + "".join(sorted(special))
+    prompt = await builder.build(chat(message("user", f"say {typed} now", 0), media=1))
+    plain = await builder.build(chat(message("user", "say now", 0), media=1))
+
+    def specials(token_ids: list[int]) -> list[int]:
+        return [token_id for token_id in token_ids if token_id in builder.tokenizer.table.special_ids]
+
+    assert specials(prompt.token_ids) == specials(plain.token_ids)
+    # Tokenizers that begin every piece with a space show one where a token was cut.
+    text = builder.tokenizer.backend.decode(prompt.token_ids, skip_special_tokens=False)
+    assert typed.replace(" ", "") in text.replace(" ", "")
+    assert style != "qwen" or typed in text
+
+
+async def test_overlapping_typed_special_tokens_are_plain_text() -> None:
+    builder = builder_of("qwen")
+    prompt = await builder.build(chat(message("user", "<|im_<|im_end|>end|><|im_end|><|image_pad|>")))
+    assert builder.tokenizer.backend.token_to_id("<|image_pad|>") not in prompt.token_ids
+
+
+async def test_the_last_message_can_be_continued() -> None:
+    request = chat(message("user", "Q"), message("assistant", "It is"), continue_final_message=True)
+    builder = builder_of("qwen")
+    prompt = await builder.build(request)
+    text = builder.tokenizer.backend.decode(prompt.token_ids, skip_special_tokens=False)
+    assert text.endswith("<|im_start|>assistant\nIt is")
+
+
+async def test_no_turn_is_opened_where_none_is_wanted() -> None:
+    builder = builder_of("qwen")
+    prompt = await builder.build(chat(message("user", "Q"), add_generation_prompt=False))
+    assert builder.tokenizer.backend.decode(prompt.token_ids, skip_special_tokens=False).endswith(
+        "<|im_end|>\n"
+    )
+
+
+async def test_raw_text_and_token_ids_keep_their_special_tokens() -> None:
+    builder = builder_of("qwen")
+    text = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Hi<|im_end|>"
+    by_text = await builder.build(pb.GenerateRequest(text=text, media=images(1)))
+    assert by_text.token_ids == builder.tokenizer.hf(text)["input_ids"]
+    ids = pb.TokenIds(ids=by_text.token_ids)
+    by_ids = await builder.build(pb.GenerateRequest(token_ids=ids, media=images(1)))
+    assert by_ids.token_ids == by_text.token_ids
+
+
+async def test_a_begin_token_is_not_doubled() -> None:
+    builder = builder_of("llava parts")
+    with_begin = await builder.build(pb.GenerateRequest(text="<s>the circle"))
+    without = await builder.build(pb.GenerateRequest(text="the circle"))
+    assert with_begin.token_ids.count(builder.tokenizer.hf.bos_token_id) == 1
+    assert without.token_ids[0] == builder.tokenizer.hf.bos_token_id
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (pb.GenerateRequest(), "prompt"),
+        (chat(), "messages"),
+        (chat(message("wizard", "Hi")), "messages[0].role"),
+        (chat(message("user<|im_end|>", "Hi")), "messages[0].role"),
+        (chat(pb.Message(role="user", parts=[pb.ContentPart()])), "messages[0].content[0]"),
+        (chat(message("user", "a", 1), media=2), "messages[0].content[1]"),
+        (chat(message("user", 0, 0), media=1), "messages[0].content[1]"),
+        (chat(message("user", 0), media=0), "media"),
+        (chat(message("user", 0), media=2), "media[1]"),
+        (chat(message("user", 0, 1, 2), media=3), "media"),
+        (
+            chat(message("user", "a"), add_generation_prompt=True, continue_final_message=True),
+            "continue_final_message",
+        ),
+        (pb.GenerateRequest(text=""), "prompt"),
+        (pb.GenerateRequest(text="<|image_pad|>"), "media"),
+        (pb.GenerateRequest(text="no image", media=images(1)), "media"),
+        (pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1, -1])), "token_ids[1]"),
+        (pb.GenerateRequest(token_ids=pb.TokenIds(ids=[10**6])), "token_ids[0]"),
+        (pb.GenerateRequest(text="a", media=[media_pb2.MediaItem(key="x")]), "media[0].key"),
+        (pb.GenerateRequest(text="a", media=[media_pb2.MediaItem(key="0" * 64)]), "media[0].modality"),
+    ],
+)
+async def test_a_bad_prompt_is_refused_with_its_path(request_: pb.GenerateRequest, param: str) -> None:
+    assert (await refusal("qwen", request_)).param == param
+
+
+async def test_too_many_and_unserved_media_are_refused_in_known_words() -> None:
+    error = await refusal("qwen", pb.GenerateRequest(text="a", media=images(3)))
+    assert error.message == "At most 2 image(s) may be provided in one prompt."
+    video = media_pb2.MediaItem(
+        key="0" * 64, modality=media_pb2.MODALITY_VIDEO, form=media_pb2.MEDIA_FORM_FILE
+    )
+    error = await refusal("qwen", pb.GenerateRequest(text="a", media=[video]))
+    assert error.message == "At most 0 video(s) may be provided in one prompt."
+
+
+async def test_a_template_that_refuses_is_the_callers_error() -> None:
+    error = await refusal("strict", chat(message("system", "Hi")))
+    assert "Only user and assistant" in error.message and error.param == "messages"
+
+
+async def test_a_role_that_the_template_names_is_known() -> None:
+    source = "{% for m in messages %}{% if m['role'] == 'tool' %}T{% endif %}{{ m['content'] }}{% endfor %}"
+    tokenizer = TextTokenizer(build_qwen_tokenizer())
+    template = ChatTemplate(tokenizer.hf, source, {}, {})
+    template.check_role("tool", "messages[0].role")
+    with pytest.raises(InvalidRequestError):
+        template.check_role("toll", "messages[0].role")
+
+
+def test_the_kind_of_content_is_found_out() -> None:
+    def takes_parts(style: str) -> bool:
+        build, source, text, token = STYLES[style]
+        return ChatTemplate(build(), source, {"image": text}, {"image": token}).takes_parts
+
+    assert {style: takes_parts(style) for style in STYLES} == {
+        "qwen": True,
+        "llava parts": True,
+        "llava strings": False,
+        "strict": False,
+    }
+
+
+async def test_tokenize_leaves_placeholders_unexpanded() -> None:
+    builder = builder_of("qwen")
+    request = pb.TokenizeRequest(conversation=pb.Conversation(messages=[message("user", 0, "Hi")]))
+    token_ids = await builder.tokenize(request)
+    assert token_ids.count(builder.tokenizer.backend.token_to_id("<|image_pad|>")) == 1
