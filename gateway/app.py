@@ -16,6 +16,7 @@ from starlette.responses import Response
 from gateway.access import AccessLog
 from gateway.admission import Admission
 from gateway.auth import KeyCheck
+from gateway.description import describe
 from gateway.errors import error_object, error_response, json_response
 from gateway.parts import Gateway
 from gateway.routes import chat, models, system
@@ -47,6 +48,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.gateway = gateway
+    describe(app)
     for router in (chat.router, models.router, system.router):
         app.include_router(router)
     app.add_exception_handler(PerceptError, _on_typed)

@@ -43,7 +43,7 @@ def _decode_piece(piece: bytes, *, last: bool) -> bytes:
         decoded = binascii.a2b_base64(piece, strict_mode=True)
     except binascii.Error:
         raise _broken() from None
-    if not last and len(decoded) != len(piece) // 4 * 3:
+    if len(piece) % 4 or (not last and len(decoded) != len(piece) // 4 * 3):
         raise _broken()
     return decoded
 

@@ -16,6 +16,7 @@ from gateway.answers import AnswerCollector, AnswerHead, ChunkWriter, finish_rea
 from gateway.body import read_json
 from gateway.conductor import Assignment
 from gateway.deadline import Deadline
+from gateway.description import ANSWER_RESPONSE, ERROR_RESPONSES, json_body
 from gateway.errors import as_percept_error, json_response
 from gateway.metrics import RequestMeter
 from gateway.parts import Gateway
@@ -32,12 +33,8 @@ Frames = AsyncGenerator[llm_service_pb2.GenerateResponse, None]
 
 @router.post(
     "/v1/chat/completions",
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}},
-        }
-    },
+    responses={**ERROR_RESPONSES, **ANSWER_RESPONSE},
+    openapi_extra={"requestBody": json_body(ChatCompletionRequest)},
 )
 async def create_chat_completion(request: Request) -> Response:
     """Continues a conversation about text and pictures."""

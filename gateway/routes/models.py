@@ -7,13 +7,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from gateway.description import ERROR_RESPONSES
 from gateway.errors import json_response
 from gateway.parts import Gateway
 
 router = APIRouter(tags=["models"])
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=ERROR_RESPONSES)
 async def list_models(request: Request) -> Response:
     """The names under which the model is served."""
     gateway: Gateway = request.app.state.gateway
@@ -21,7 +22,7 @@ async def list_models(request: Request) -> Response:
     return json_response({"object": "list", "data": data})
 
 
-@router.get("/v1/models/{name:path}")
+@router.get("/v1/models/{name:path}", responses=ERROR_RESPONSES)
 async def retrieve_model(request: Request, name: str) -> Response:
     """One served model."""
     gateway: Gateway = request.app.state.gateway

@@ -7,7 +7,7 @@ when a service is slow, full, wrong or gone. Used by the gateway's tests alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -323,3 +323,10 @@ async def _start(server: uvicorn.Server, exits: AsyncExitStack) -> int:
         if serving.done():
             serving.result()
     return int(server.servers[0].sockets[0].getsockname()[1])
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Waits until a condition holds; raises TimeoutError when it does not."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - conditions about servers have no event
+            await asyncio.sleep(0.01)

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from shared.errors import BadMediaError, ContextLengthError, InternalError, OverloadedError
-from tests.integration.scripted_services import ScriptedEncoder, ScriptedLlm, Stack, running_stack
+from tests.integration.scripted_services import ScriptedEncoder, ScriptedLlm, Stack, running_stack, until
 
 PICTURE = "data:image/png;base64," + base64.b64encode(b"\x89PNG first").decode()
 OTHER_PICTURE = "data:image/png;base64," + base64.b64encode(b"\x89PNG second").decode()
@@ -251,12 +251,6 @@ async def test_bad_picture_names_its_part_and_ends_the_generation() -> None:
         await until(lambda: stack.llms[0].running == 0 and encoder.running == 0)
 
 
-async def until(condition: object, seconds: float = 2.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.01)
-
-
 @pytest.mark.parametrize("stream", [False, True])
 async def test_client_that_leaves_while_generating(stream: bool) -> None:
     async with running_stack([ScriptedLlm(words=["word "] * 1000, pause_s=0.05)]) as stack:
@@ -303,14 +297,14 @@ async def test_deadline_is_504_and_frees_everything() -> None:
 
 async def test_slow_reader_holds_the_llm_back_and_is_cut_off() -> None:
     words = ["x" * 10_000] * 5000
-    async with running_stack([ScriptedLlm(words=words)], request_timeout_s=1.0) as stack:
-        async with (
-            httpx.AsyncClient(timeout=30) as http,
-            http.stream(
-                "POST",
-                stack.base_url + "/chat/completions",
-                json={"messages": [{"role": "user", "content": "Hi"}], "stream": True},
-            ),
-        ):
-            await until(lambda: stack.llms[0].running == 1)
-            await until(lambda: stack.llms[0].running == 0, seconds=3.0)
+    async with (
+        running_stack([ScriptedLlm(words=words)], request_timeout_s=1.0) as stack,
+        httpx.AsyncClient(timeout=30) as http,
+        http.stream(
+            "POST",
+            stack.base_url + "/chat/completions",
+            json={"messages": [{"role": "user", "content": "Hi"}], "stream": True},
+        ),
+    ):
+        await until(lambda: stack.llms[0].running == 1)
+        await until(lambda: stack.llms[0].running == 0, seconds=3.0)

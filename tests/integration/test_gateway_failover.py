@@ -16,6 +16,7 @@ from tests.integration.scripted_services import (
     running_stack,
     start_encoder,
     start_llm,
+    until,
 )
 
 
@@ -38,8 +39,7 @@ async def test_encoder_killed_with_requests_in_flight() -> None:
     encoders = [ScriptedEncoder(pause_s=0.5), ScriptedEncoder(pause_s=0.5)]
     async with running_stack(encoders=encoders) as stack:
         asking = [asyncio.create_task(ask(stack, body(picture(n)))) for n in range(20)]
-        while sum(encoder.running for encoder in encoders) < 20:
-            await asyncio.sleep(0.01)
+        await until(lambda: sum(encoder.running for encoder in encoders) == 20)
         assert encoders[0].running > 0
         await stack.kill(encoders[0].address)
         answers = await asyncio.gather(*asking)
@@ -126,8 +126,7 @@ async def test_llm_that_dies_while_it_waits_for_media() -> None:
     llms = [ScriptedLlm(), ScriptedLlm()]
     async with running_stack(llms, [ScriptedEncoder(pause_s=0.5)]) as stack:
         asking = asyncio.create_task(ask(stack, body(picture(1))))
-        while not any(llm.running for llm in llms) or not stack.encoders[0].running:
-            await asyncio.sleep(0.01)
+        await until(lambda: stack.encoders[0].running == 1)
         dying = next(llm for llm in llms if llm.running)
         await stack.kill(dying.address)
         assert (await asking).status_code == 200
@@ -163,9 +162,8 @@ async def test_no_llm_at_start_then_one() -> None:
         assert (await ask(stack, body())).status_code == 503
         assert (await http.get(stack.base_url + "/models")).status_code == 503
         server = await start_llm(late, late.address)
-        async with asyncio.timeout(5):
-            while (await http.get(stack.url + "/health")).status_code != 200:
-                await asyncio.sleep(0.05)
+        await until(lambda: bool(stack.gateway.llms.serving))
+        assert (await http.get(stack.url + "/health")).status_code == 200
         assert (await ask(stack, body())).status_code == 200
         await server.drain(0)
 

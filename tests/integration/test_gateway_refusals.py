@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from gateway.addresses import IpAddress
-from tests.integration.scripted_services import Stack, running_stack
+from tests.integration.scripted_services import Stack, running_stack, until
 
 B64 = base64.b64encode(b"\x89PNG picture").decode()
 DATA_URL = f"data:image/png;base64,{B64}"
@@ -395,17 +395,16 @@ async def test_unknown_paths_and_methods() -> None:
 
 async def test_client_that_stops_sending_leaves_nothing_behind() -> None:
     async with running_stack() as stack:
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(stack.url.rsplit(":", 1)[1]))
+        _, writer = await asyncio.open_connection("127.0.0.1", int(stack.url.rsplit(":", 1)[1]))
         writer.write(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
             b"Content-Length: 100\r\n\r\n{"
         )
         await writer.drain()
-        await asyncio.sleep(0.1)
+        await until(lambda: count(stack) == 1)
         writer.close()
-        await asyncio.sleep(0.1)
-        assert await_count(stack) == 0
+        await until(lambda: count(stack) == 0, seconds=1.0)
 
 
-def await_count(stack: Stack) -> float:
-    return stack.gateway.metrics.requests_in_gateway._value.get()
+def count(stack: Stack) -> float | None:
+    return stack.gateway.metrics.registry.get_sample_value("percept:num_requests_in_gateway")
