@@ -113,7 +113,10 @@ class Driver:
                 positions=prompt.positions.astype("<i4").tobytes(),
                 axes=prompt.positions.shape[0],
                 next_position=prompt.next_position,
-                spans=[SpanMessage(keys[span.item], span.start, span.length) for span in prompt.spans],
+                spans=[
+                    SpanMessage(keys[span.item], span.start, span.length, first_row=span.first_row)
+                    for span in prompt.spans
+                ],
                 sampling=sampling,
                 stopping=stopping or StoppingSettings(max_token_count=1000),
                 arrival=float(self.count),

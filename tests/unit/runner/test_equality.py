@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
 from llm_service.engine.messages import SamplingSettings, StoppingSettings
 from llm_service.engine.sequence import Sequence
-from tests.unit.runner.conftest import Tiny, Tinies
+from shared.families.base import EncodedItem, MediaInfo, RawTensor
+from shared.torch_tensors import from_raw, to_raw
+from tests.unit.runner.conftest import Tinies, Tiny
 from tests.unit.runner.driver import BLOCK_SIZE
 
 COUNT = 10
@@ -95,6 +98,23 @@ def test_many_lengths_at_once(tiny: Tiny) -> None:
     assert generated == [expected for _, expected in pairs]
 
 
+def test_one_item_of_two_pictures(tinies: Tinies) -> None:
+    """Precomputed embeddings of several pictures are one item with a span for each picture."""
+    tiny = tinies("qwen2_vl")
+    stored = tiny.driver.rows.items
+    parts = [stored[key] for key in ("p0", "p2")]
+    tensors = [part.tensors["image_embeds"] for part in parts]
+    rows = sum(tensor.shape[0] for tensor in tensors)
+    joined = RawTensor("float32", (rows, tensors[0].shape[1]), b"".join(tensor.data for tensor in tensors))
+    info = MediaInfo(rows, grids=tuple(grid for part in parts for grid in part.info.grids))
+    stored["pair"] = EncodedItem(info, {"image_embeds": joined})
+    expected = tiny.expected(tiny.prompt(2, "compare the two"), [0, 2], COUNT)
+    for chunk in (1000, 7):
+        sequence = tiny.driver.add(tiny.prompt(1, "compare the two"), ["pair"])
+        assert [span.first_row for span in sequence.spans] == [0, tensors[0].shape[0]]
+        assert tiny.driver.generate([sequence], COUNT, chunk) == [expected]
+
+
 def test_processors_equal_transformers(tinies: Tinies) -> None:
     """Repetition penalty and least token count give what `generate` gives with the same settings."""
     tiny = tinies("qwen2_vl")
@@ -117,11 +137,6 @@ def test_processors_equal_transformers(tinies: Tinies) -> None:
 
 def test_bfloat16_rows_are_converted(tinies: Tinies) -> None:
     """Rows of another type than the model's are taken as numbers, not as bytes."""
-    import torch
-
-    from shared.families.base import EncodedItem
-    from shared.torch_tensors import from_raw, to_raw
-
     tiny = tinies("qwen2_vl")
     item = tiny.driver.rows.items["p0"]
     rounded = from_raw(item.tensors["image_embeds"]).to(torch.bfloat16)
