@@ -56,8 +56,8 @@ async def _check_rpc(address: str) -> None:
         raise NotReadyError(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
-async def check_gateway(url: str, timeout_s: float) -> None:
-    """Asks a gateway's /health.
+async def check_gateway(url: str, timeout_s: float) -> dict[str, Any]:
+    """Asks a gateway's /health and returns what it says.
 
     Raises:
         httpx.HTTPError: it could not be reached, or it said that it is not ready.
@@ -65,4 +65,6 @@ async def check_gateway(url: str, timeout_s: float) -> None:
     import httpx
 
     async with httpx.AsyncClient(timeout=timeout_s, trust_env=False) as client:
-        (await client.get(url.rstrip("/") + "/health")).raise_for_status()
+        answer = (await client.get(url.rstrip("/") + "/health")).raise_for_status()
+    health: dict[str, Any] = answer.json()
+    return health

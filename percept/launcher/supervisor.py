@@ -7,6 +7,7 @@ know how its news is shown.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 from percept.commands.health import check_gateway
 from percept.launcher.plan import Plan, PlannedService
 from percept.launcher.process import ServiceProcess, describe_status
-from percept.services import GATEWAY
+from percept.services import ENCODER, GATEWAY, LLM
 from shared.rpc.server import wait_until_serving
 
 MAX_RESTARTS = 5
@@ -160,17 +161,18 @@ class Supervisor:
         self._audience.ready(service.name)
 
     async def _until_gateway_ready(self) -> None:
+        """Waits until the gateway has found every service: a request now is answered."""
         import httpx
 
-        # It answers for the services behind it, so they come first.
-        for name, event in self._ready.items():
-            if name != GATEWAY.name:
-                await event.wait()
         while True:
-            try:
-                return await check_gateway(self._plan.url, timeout_s=2.0)
-            except httpx.HTTPError:
-                await asyncio.sleep(0.1)
+            with contextlib.suppress(httpx.HTTPError):
+                health = await check_gateway(self._plan.url, timeout_s=2.0)
+                if all(health[kind]["serving"] == self._count(kind) for kind in (ENCODER.name, LLM.name)):
+                    return
+            await asyncio.sleep(0.1)
+
+    def _count(self, kind: str) -> int:
+        return sum(service.entry.name == kind for service in self._plan.services)
 
     def _raise_if_dead(self) -> None:
         for keeper in self._keepers:
