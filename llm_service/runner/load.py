@@ -17,10 +17,10 @@ from llm_service.runner.kv_cache import KvCache
 from llm_service.runner.kv_size import count_blocks
 from llm_service.runner.model_runner import ModelRunner
 from llm_service.runner.rehearsal import largest_block_count, run_largest
-from shared.checkpoint import find_checkpoint
+from shared.checkpoint import configured_dtype, find_checkpoint
 from shared.errors import InvalidRequestError
 from shared.families import load_family
-from shared.families.base import Checkpoint, Family
+from shared.families.base import Family
 from shared.torch_tensors import choose_dtype
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def load_runner(settings: EngineSettings, progress: Progress) -> ModelRunner:
     checkpoint = find_checkpoint(settings.model)
     family = load_family(checkpoint)
     device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device, _configured_dtype(checkpoint))
+    dtype = choose_dtype(settings.dtype, device, configured_dtype(checkpoint))
     progress(0.1, "loading language model")
     register_attention()
     maker = _RunnerMaker(family, settings, device, dtype)
@@ -103,8 +103,3 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InvalidRequestError(f"--device {name}, but torch sees no CUDA device here")
     return device
-
-
-def _configured_dtype(checkpoint: Checkpoint) -> str | None:
-    name = checkpoint.config.get("dtype", checkpoint.config.get("torch_dtype"))
-    return name if isinstance(name, str) else None

@@ -52,7 +52,7 @@ def _lowest_kept(logits: torch.Tensor, settings: list[SamplingSettings]) -> torc
         return kth
     total = logits.exp().masked_fill_(logits < kth[:, None], 0).sum(dim=1)
     mass = torch.tensor([each.top_p for each in settings], dtype=total.dtype, device=total.device) * total
-    while not _covers(values, kth, mass):
+    while width < vocabulary_size and not _covers(values, kth, mass):
         width = min(vocabulary_size, width * 16)
         values = logits.topk(width).values
     return torch.maximum(kth, _nucleus(values, mass, settings))
@@ -66,7 +66,7 @@ def _kth(values: torch.Tensor, counts: list[int]) -> torch.Tensor:
 
 
 def _covers(values: torch.Tensor, kth: torch.Tensor, mass: torch.Tensor) -> bool:
-    """Whether the sorted values hold the mass of each row, or all that top-k keeps, or cannot help more."""
+    """Whether the sorted values hold the mass of each row, or all that top-k keeps."""
     last = values[:, -1]
     enough = (values.exp().sum(dim=1) >= mass) | (last < kth) | (last == -math.inf)
     return bool(enough.all())

@@ -167,6 +167,19 @@ def test_truncation_keeps_what_transformers_keeps(
     assert torch.equal(scaled.isinf(), expected.isinf())
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("top_p", [0.9999999, 0.99999999999])
+def test_a_mass_that_rounds_to_everything_keeps_everything_that_counts(top_p: float) -> None:
+    """Rounding may leave the sorted values a hair short of the whole; the search must end."""
+    logits = torch.zeros(3, 100_003)
+    logits[1] = logits_of(1, width=100_003)[0]
+    logits -= logits.amax(dim=1, keepdim=True)
+    kept = logits.clone()
+    truncate(kept, [SamplingSettings(temperature=1.0, top_p=top_p)] * 3)
+    removed = logits.exp().masked_fill(kept.isfinite(), 0).sum(dim=1) / logits.exp().sum(dim=1)
+    assert removed.max() < 1e-5
+
+
 def test_truncation_of_a_row_does_not_depend_on_its_neighbours() -> None:
     kinds = [{"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.2}, {}, {"top_k": 40, "top_p": 0.9}, {"top_p": 0.999}]
     settings = [SamplingSettings(temperature=1.0, **kind) for kind in kinds]  # type: ignore[arg-type]
