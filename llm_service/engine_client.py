@@ -18,14 +18,15 @@ from typing import Protocol
 import msgspec
 
 from llm_service.embedding_arena import EmbeddingArena
+from llm_service.engine.frames import FRAME_HEADER, decode_to_front, encode_frame
 from llm_service.engine.messages import (
-    FRAME_HEADER,
     AddSequence,
     CancelSequence,
     EmbeddingsClosed,
     EngineReady,
     EngineSettings,
     EngineStatus,
+    LoadFailed,
     LoadProgress,
     RowsNeeded,
     SequenceFailed,
@@ -35,8 +36,6 @@ from llm_service.engine.messages import (
     ToEngine,
     ToFront,
     TokenReport,
-    decode_to_front,
-    encode_frame,
 )
 from shared.errors import UnavailableError
 
@@ -207,6 +206,8 @@ class EngineClient:
                 self._listeners.pop(sequence_id, None)
             case LoadProgress(fraction, text):
                 logger.info("loading language model %d %%: %s", round(100 * fraction), text)
+            case LoadFailed(text):
+                logger.error("the engine cannot start: %s", text)
             case EngineReady():
                 self._take_ready(message)
 

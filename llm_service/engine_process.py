@@ -30,17 +30,17 @@ from llm_service.embedding_arena import EmbeddingArena
 from llm_service.engine.batch import Runner
 from llm_service.engine.counters import resident_byte_count
 from llm_service.engine.engine import Engine
+from llm_service.engine.frames import decode_to_engine, encode_frame, read_frame
 from llm_service.engine.messages import (
     EngineReady,
     EngineSettings,
+    LoadFailed,
     LoadProgress,
     Shutdown,
     ToEngine,
     ToFront,
-    decode_to_engine,
-    encode_frame,
-    read_frame,
 )
+from shared.errors import PerceptError
 from shared.telemetry import configure_logging
 
 INBOX_SIZE = 4096
@@ -92,7 +92,11 @@ class EngineProcess:
             self._send(engine.take_messages())
 
     def _start(self, load_runner: LoadRunner) -> Engine:
-        runner = load_runner(self._settings, self._report_progress)
+        try:
+            runner = load_runner(self._settings, self._report_progress)
+        except PerceptError as error:
+            self._send([LoadFailed(error.message)])
+            raise
         runner.warm_up()
         engine = self._build_engine(runner)
         # What was loaded stays: no collection needs to walk through it again.

@@ -36,7 +36,7 @@ class EmbeddingRows:
         self._arena = arena
         self._items: dict[str, _Item] = {}
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: object) -> bool:
         """Says whether the item is open, be its rows there or still to come."""
         return key in self._items
 

@@ -112,7 +112,7 @@ class Engine:
         batch = self._scheduler.schedule()
         if batch.items:
             self._run(batch)
-        used = self._scheduler.take_used()
+        used = self._scheduler.needs.take_used()
         if batch.items or self._ended or used:
             self._outbox.append(StepReport(self._tokens, self._ended, used, self.status()))
             self._tokens, self._ended = [], []
@@ -121,7 +121,7 @@ class Engine:
 
     def take_messages(self) -> list[ToFront]:
         """The messages to the front since the last call, in order."""
-        messages, self._outbox = [*self._outbox, *self._scheduler.take_rows_needed()], []
+        messages, self._outbox = [*self._outbox, *self._scheduler.needs.take_needed()], []
         return messages
 
     def status(self) -> EngineStatus:

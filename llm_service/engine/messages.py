@@ -1,24 +1,16 @@
 """What the LLM service's front and its engine process say to each other.
 
-Knows the messages and their frames on the socket: four bytes of length (little
-endian), then MessagePack. Never pickle. Does not know who sends them or what
-they lead to.
+Knows the messages. Does not know how they travel (`frames`), who sends them or
+what they lead to.
 
 Times are seconds of the machine's monotonic clock, which both processes share.
 """
 
 from __future__ import annotations
 
-import struct
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import msgspec
-
-FRAME_HEADER = struct.Struct("<I")
-"""Length of a frame's body in bytes."""
-
-MAX_FRAME_BYTES = 64 * 1024 * 1024
-"""Longest body. A million tokens of a prompt take 16 MiB."""
 
 DataType = Literal["float32", "float16", "bfloat16"]
 
@@ -251,13 +243,18 @@ class TokenReport(msgspec.Struct, frozen=True):
 
 
 class RowsUsed(msgspec.Struct, frozen=True):
-    """All rows of `key` that the sequence needs are in its KV blocks.
+    """The place where a sequence next needs rows of `key` has changed.
 
-    A preemption may undo that; `RowsNeeded` then asks again.
+    Mostly as its prefill has passed one; a preemption may undo that.
+
+    Attributes:
+        next_span: index of the span that needs the item next; None where the
+            sequence needs it no more.
     """
 
     sequence_id: int
     key: str
+    next_span: int | None = None
 
 
 class EngineStatus(msgspec.Struct, frozen=True):
@@ -325,6 +322,15 @@ class SequenceRefused(msgspec.Struct, tag=True, frozen=True):
     text: str
 
 
+class LoadFailed(msgspec.Struct, tag=True, frozen=True):
+    """Engine to front, instead of `EngineReady`: why it cannot start; the process then ends.
+
+    `text` is for whoever started the service: a setting or the checkpoint is to blame.
+    """
+
+    text: str
+
+
 class SequenceFailed(msgspec.Struct, tag=True, frozen=True):
     """Engine to front: a bug of ours in one sequence, for the log. It counts as ended."""
 
@@ -334,39 +340,12 @@ class SequenceFailed(msgspec.Struct, tag=True, frozen=True):
 
 ToEngine = AddSequence | OpenEmbeddings | EmbeddingRowsReady | CloseEmbeddings | CancelSequence | Shutdown
 ToFront = (
-    LoadProgress | EngineReady | StepReport | RowsNeeded | EmbeddingsClosed | SequenceRefused | SequenceFailed
+    LoadProgress
+    | LoadFailed
+    | EngineReady
+    | StepReport
+    | RowsNeeded
+    | EmbeddingsClosed
+    | SequenceRefused
+    | SequenceFailed
 )
-
-_encoder = msgspec.msgpack.Encoder()
-_to_engine = msgspec.msgpack.Decoder(ToEngine)
-_to_front = msgspec.msgpack.Decoder(ToFront)
-
-
-def encode_frame(message: ToEngine | ToFront) -> bytes:
-    """Returns the message with its length in front."""
-    body = _encoder.encode(message)
-    assert len(body) <= MAX_FRAME_BYTES, f"a frame of {len(body)} bytes"
-    return FRAME_HEADER.pack(len(body)) + body
-
-
-def decode_to_engine(body: bytes) -> ToEngine:
-    """Reads a frame's body on the engine's side."""
-    message: ToEngine = _to_engine.decode(body)
-    return message
-
-
-def decode_to_front(body: bytes) -> ToFront:
-    """Reads a frame's body on the front's side."""
-    message: ToFront = _to_front.decode(body)
-    return message
-
-
-def read_frame(stream: BinaryIO) -> bytes | None:
-    """Reads one body from a blocking stream, or None at its end, even in mid-frame."""
-    header = stream.read(FRAME_HEADER.size)
-    if len(header) < FRAME_HEADER.size:
-        return None
-    (length,) = FRAME_HEADER.unpack(header)
-    assert length <= MAX_FRAME_BYTES, f"a frame of {length} bytes"
-    body = stream.read(length)
-    return body if len(body) == length else None

@@ -28,7 +28,7 @@ from typing import Protocol
 from llm_service.engine.batch import SampledToken, ScheduledBatch, ScheduledSequence
 from llm_service.engine.block_hash import hashes_of
 from llm_service.engine.block_manager import BlockManager
-from llm_service.engine.messages import RowsNeeded, RowsUsed
+from llm_service.engine.row_needs import RowNeeds
 from llm_service.engine.sequence import Sequence
 
 MAX_YIELDS = 2
@@ -41,7 +41,7 @@ PATIENCE = 32
 class RowCounts(Protocol):
     """Which items are open, and how many of their rows are there."""
 
-    def __contains__(self, key: str) -> bool: ...
+    def __contains__(self, key: object) -> bool: ...
 
     def ready_count(self, key: str) -> int: ...
 
@@ -91,6 +91,7 @@ class Scheduler:
     """Holds all sequences from their arrival to their end.
 
     Attributes:
+        needs: what the front must hear about rows.
         preemption_count, prefix_query_count, prefix_hit_count: since the start;
             the latter two in prompt tokens.
     """
@@ -105,8 +106,7 @@ class Scheduler:
         self._running: dict[int, Sequence] = {}
         self._waiting: list[Sequence] = []
         self._sequences: dict[int, Sequence] = {}
-        self._rows_needed: list[RowsNeeded] = []
-        self._used: list[RowsUsed] = []
+        self.needs = RowNeeds(rows)
         self.preemption_count = 0
         self.prefix_query_count = 0
         self.prefix_hit_count = 0
@@ -145,17 +145,7 @@ class Scheduler:
         for sequence in self._sequences.values():
             if any(span.key == key for span in sequence.spans):
                 sequence.asked.discard(key)
-                self._ask(sequence, sequence.computed_count or self._prefix_length(sequence))
-
-    def take_rows_needed(self) -> list[RowsNeeded]:
-        """The questions since the last call."""
-        questions, self._rows_needed = self._rows_needed, []
-        return questions
-
-    def take_used(self) -> list[RowsUsed]:
-        """The items that sequences have come to need no more since the last call."""
-        used, self._used = self._used, []
-        return used
+                self.needs.ask(sequence, sequence.computed_count or self._prefix_length(sequence))
 
     def schedule(self) -> ScheduledBatch:
         """Decides a step. An empty batch means that every sequence waits for rows."""
@@ -177,7 +167,7 @@ class Scheduler:
             sequence = item.sequence
             sequence.computed_count = item.start + item.count
             self._register(sequence, item.start)
-            self._note_used(sequence, sequence.computed_count)
+            self.needs.note_used(sequence, sequence.computed_count)
         for token in tokens:
             self._sequences[token.sequence_id].token_ids.append(token.token_id)
 
@@ -241,8 +231,7 @@ class Scheduler:
         victim.computed_count = 0
         victim.held_up = False
         victim.yield_count += victim.age < asker.age
-        victim.unused = {span.key for span in victim.spans}
-        victim.asked.clear()
+        self.needs.start_again(victim)
         self.preemption_count += 1
         self._wait(victim)
 
@@ -254,38 +243,16 @@ class Scheduler:
         """Makes the blocks that a step has filled findable by their content."""
         first = start // self._blocks.block_size
         full = sequence.computed_count // self._blocks.block_size
-        hashes = hashes_of(sequence, full, self._blocks.block_size)
-        for index in range(first, full):
-            self._blocks.register(sequence.block_table[index], hashes[index])
+        if first < full:
+            hashes = hashes_of(sequence, full, self._blocks.block_size)
+            for index in range(first, full):
+                self._blocks.register(sequence.block_table[index], hashes[index])
 
     # Sequences that wait for blocks.
 
     def _wait(self, sequence: Sequence) -> None:
         insort(self._waiting, sequence, key=_age)
-        self._ask(sequence, self._prefix_length(sequence))
-
-    def _ask(self, sequence: Sequence, count: int) -> None:
-        """Asks for rows at or after token `count` of items that are not open, once each."""
-        keys = [
-            key
-            for key in sequence.keys_beyond(count)
-            if key not in sequence.asked and key not in self._rows
-        ]
-        if keys:
-            sequence.asked.update(keys)
-            self._rows_needed.append(RowsNeeded(sequence.sequence_id, keys))
-
-    def _note_used(self, sequence: Sequence, count: int) -> None:
-        """Notes which items a sequence needs no more, as its first `count` tokens are in blocks.
-
-        A waiting sequence does not hold those blocks; when they are lost it
-        needs, and asks for, the items again.
-        """
-        if sequence.spans:
-            needed = set(sequence.keys_beyond(count))
-            used = sorted(sequence.unused - needed)
-            sequence.unused = needed
-            self._used.extend(RowsUsed(sequence.sequence_id, key) for key in used)
+        self.needs.ask(sequence, self._prefix_length(sequence))
 
     def _find(self, sequence: Sequence) -> list[int]:
         """Cached blocks of the sequence's longest usable prefix.
@@ -327,8 +294,8 @@ class Scheduler:
         """Looks a waiting sequence up in the cache, and asks for the rows that it lacks."""
         blocks = self._find(sequence)
         length = len(blocks) * self._blocks.block_size
-        self._ask(sequence, length)
-        self._note_used(sequence, length)
+        self.needs.ask(sequence, length)
+        self.needs.note_used(sequence, length)
         ceiling = sequence.ceiling(self._rows.ready_count, length)
         return _Prefix(blocks, length, ceiling, ceiling == len(sequence.token_ids))
 

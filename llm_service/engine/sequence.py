@@ -38,7 +38,8 @@ class Sequence:
         held_up: True after a step in which an unsplittable span found too
             little of the token budget; such a sequence goes first.
         asked: keys that were asked for with `RowsNeeded` and not closed since.
-        unused: keys whose rows are not all in the blocks, for `RowsUsed`.
+        unused: keys whose rows are not all in the blocks, with the index of the
+            span that needs them next, for `RowsUsed`.
         scheduled_at, first_token_at: monotonic seconds, or None before.
     """
 
@@ -62,12 +63,12 @@ class Sequence:
         self.yield_count = 0
         self.held_up = False
         self.asked: set[str] = set()
-        self.unused: set[str] = {span.key for span in self.spans}
         self.scheduled_at: float | None = None
         self.first_token_at: float | None = None
 
         self._stop_token_ids = frozenset(self.stopping.stop_token_ids)
         self._media_end = self.spans[-1].start + self.spans[-1].length if self.spans else 0
+        self.unused: dict[str, int] = self.next_spans(0)
 
     @property
     def age(self) -> tuple[float, int]:
@@ -134,6 +135,16 @@ class Sequence:
         if count >= self._media_end:
             return []
         return list(dict.fromkeys(span.key for span in self.spans if span.start + span.length > count))
+
+    def next_spans(self, count: int) -> dict[str, int]:
+        """The first span of each item that has rows at or after token `count`, by key."""
+        found: dict[str, int] = {}
+        if count >= self._media_end:
+            return found
+        for index, span in enumerate(self.spans):
+            if span.start + span.length > count:
+                found.setdefault(span.key, index)
+        return found
 
     def finish_reason(self, max_model_len: int) -> FinishReason | None:
         """Why the sequence ends with its last token, or None where it goes on."""

@@ -16,16 +16,14 @@ import msgspec
 import pytest
 
 from llm_service.embedding_arena import EmbeddingArena
+from llm_service.engine.frames import FRAME_HEADER, decode_to_front, encode_frame
 from llm_service.engine.messages import (
-    FRAME_HEADER,
     CancelSequence,
     EngineReady,
     LoadProgress,
     Shutdown,
     ToEngine,
     ToFront,
-    decode_to_front,
-    encode_frame,
 )
 from tests.checkpoints import build_tiny
 from tests.integration.engine_front import ARENA_BYTES, EngineFront, draw_picture, settings_for
