@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import psutil
@@ -98,24 +98,15 @@ def _mib(byte_count: int) -> str:
 def _measure_services(model: Path) -> Sizes:
     """Starts all three services, asks one question, measures, stops."""
     encoder, llm, gateway = (f"127.0.0.1:{port}" for port in _free_ports(3))
-    common = [
-        "--model",
-        str(model),
-        "--served-model-name",
-        "measured",
-        "--device",
-        "cpu",
-        "--dtype",
-        "bfloat16",
-    ]
+    common = {"model": model, "served-model-name": "measured", "device": "cpu", "dtype": "bfloat16"}
     with ExitStack() as stack:
         encoder_pid = stack.enter_context(
-            _service("encoder", *common, "--listen", encoder, "--workers", "1", "--cache-gib", "0")
+            _service("encoder", encoder, common | {"workers": 1, "cache-gib": 0})
         )
         llm_pid = stack.enter_context(
-            _service("llm", *common, "--listen", llm, "--kv-cache-gib", "0.0625", "--max-model-len", "512")
+            _service("llm", llm, common | {"kv-cache-gib": 1 / 16, "max-model-len": 512})
         )
-        stack.enter_context(_service("gateway", "--listen", gateway, "--encoder", encoder, "--llm", llm))
+        stack.enter_context(_service("gateway", gateway, {"encoder": encoder, "llm": llm}))
         _ask(gateway)
         return Sizes(_memory(encoder_pid), _memory(llm_pid))
 
@@ -129,9 +120,12 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def _service(name: str, *flags: str) -> Iterator[int]:
-    """Runs one service; yields its process id."""
-    process = subprocess.Popen([sys.executable, "-m", "percept", name, *flags])
+def _service(name: str, address: str, flags: dict[str, Any]) -> Iterator[int]:
+    """Runs one service on `address`; yields its process id."""
+    command = [sys.executable, "-m", "percept", name]
+    for flag, value in {"listen": address, "log-level": "warning", **flags}.items():
+        command += [f"--{flag}", str(value)]
+    process = subprocess.Popen(command)
     try:
         yield process.pid
     finally:

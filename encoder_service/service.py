@@ -28,7 +28,7 @@ from encoder_service.servicer import EncoderServicer, Parts, ServedModel
 from encoder_service.settings import EncoderSettings
 from encoder_service.upload import MODALITIES, UploadRules
 from protos.encoder.v1 import encoder_service_pb2, encoder_service_pb2_grpc
-from shared.checkpoint import find_checkpoint, read_checkpoint
+from shared.checkpoint import configured_dtype, find_checkpoint, read_checkpoint
 from shared.families import load_family
 from shared.families.base import Checkpoint, Family, Preprocessor, Tower
 from shared.rpc.server import RunningServer, ServiceRegistration, build_server
@@ -144,14 +144,9 @@ def _tower_loader(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = torch.device(chosen)
-    dtype = choose_dtype(settings.dtype, device, _configured_type(checkpoint))
+    dtype = choose_dtype(settings.dtype, device, configured_dtype(checkpoint))
     logger.info("loading encoder to %s as %s", device, dtype)
     return partial(family.tower, device, dtype), str(dtype).removeprefix("torch.")
-
-
-def _configured_type(checkpoint: Checkpoint) -> str | None:
-    configured = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
-    return configured if isinstance(configured, str) else None
 
 
 async def _warm_up(pool: WorkerPool, encoder: Encoder) -> None:

@@ -56,6 +56,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return checkpoint
 
 
+def configured_dtype(checkpoint: Checkpoint) -> str | None:
+    """The element type that config.json names, for example "bfloat16", or None."""
+    name = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
+    return name if isinstance(name, str) else None
+
+
 def tensor_files(checkpoint: Checkpoint) -> dict[str, Path]:
     """Returns the file of each tensor of a checkpoint by the tensor's name.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -25,14 +26,11 @@ Build = Callable[[str], Path]
 @pytest.fixture(autouse=True)
 def tensors_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     """Collects the names of all tensors that are read from files."""
-    from shared.families import weights
-
     names: set[str] = set()
-    real = weights.safe_open
 
     class Watched:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self._file = real(*args, **kwargs)
+            self._file: Any = safetensors.safe_open(*args, **kwargs)
 
         def __enter__(self) -> Watched:
             self._file.__enter__()
@@ -46,7 +44,7 @@ def tensors_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
             tensor: torch.Tensor = self._file.get_tensor(name)
             return tensor
 
-    monkeypatch.setattr(weights, "safe_open", Watched)
+    monkeypatch.setattr("shared.families.weights.safe_open", Watched)
     yield names
 
 
@@ -355,16 +353,13 @@ def hub_style(config: dict[str, Any]) -> dict[str, Any]:
         text.pop(name)
     kept = ("depth", "embed_dim", "mlp_ratio", "num_heads", "hidden_size", "patch_size", "spatial_merge_size")
     vision = {name: config["vision_config"][name] for name in kept}
-    return (
-        config
-        | text
-        | {
-            "rope_theta": rope["rope_theta"],
-            "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
-            "vision_config": vision | {"in_chans": 3, "spatial_patch_size": 14, "temporal_patch_size": 2},
-            "torch_dtype": "bfloat16",
-        }
-    )
+    older: dict[str, Any] = {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+        "vision_config": vision | {"in_chans": 3, "spatial_patch_size": 14, "temporal_patch_size": 2},
+        "torch_dtype": "bfloat16",
+    }
+    return config | text | older
 
 
 def test_a_flat_config_of_the_hub(tiny: Build, tmp_path: Path) -> None:
