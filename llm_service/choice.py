@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from llm_service.choice_text import ChoiceText
-from llm_service.engine.messages import AddSequence, PrefillReport, SequenceRefused, TokenReport
+from llm_service.engine.messages import AddSequence, PrefillReport, RowsUsed, SequenceRefused, TokenReport
 from shared.errors import (
     ContextLengthError,
     InternalError,
@@ -78,11 +78,12 @@ class Choice:
         self.told = False
         self._first_token_at = 0.0
         self._last_token_at = 0.0
-        self._keys = list(dict.fromkeys(keys))
+        self._keys = keys
         self._news = news
         self._engine = engine
         self._store = store
         self._sequence_id: int | None = None
+        self._item_of_span: Sequence[int] = ()
 
     @property
     def index(self) -> int:
@@ -99,13 +100,17 @@ class Choice:
         for index, key in enumerate(self._keys):
             self._store.want(self, key, index)
 
-    def start(self, message: AddSequence) -> None:
+    def start(self, message: AddSequence, item_of_span: Sequence[int]) -> None:
         """Hands the sequence to the engine.
+
+        Args:
+            item_of_span: index of the item that fills each span of the message.
 
         Raises:
             UnavailableError: there is no engine right now.
         """
         self._sequence_id = message.sequence_id
+        self._item_of_span = item_of_span
         self._engine.add(message, self)
 
     def close(self) -> None:
@@ -149,9 +154,11 @@ class Choice:
         """The engine lacks rows."""
         self._store.need_rows(self, keys)
 
-    def rows_used(self, key: str) -> None:
-        """The prefill has passed an item."""
-        self._store.used(self, key)
+    def rows_used(self, message: RowsUsed) -> None:
+        """The prefill has passed an item, or a preemption has undone that."""
+        next_span = message.next_span
+        next_index = None if next_span is None else self._item_of_span[next_span]
+        self._store.used(self, message.key, next_index)
 
     def refused(self, message: SequenceRefused) -> None:
         """The sequence can never run."""

@@ -21,7 +21,7 @@ class Want:
     """One waiter's interest in an item.
 
     Attributes:
-        index: place of the item in the waiter's prompt.
+        index: place in the waiter's prompt where the item is needed next.
         needs: whether rows of it are still to be prefilled.
         missing: whether the waiter can do no more without a delivery.
     """

@@ -96,7 +96,8 @@ class EmbeddingStore:
         """Registers interest, and asks for the item where even its layout is unknown.
 
         Args:
-            index: place of the item among those of the waiter's prompt.
+            index: place of the item among those of the waiter's prompt; of several
+                places the first one counts.
         """
         item = self._items.setdefault(key, StoredItem(key))
         item.wants.setdefault(waiter, Want(index))
@@ -115,12 +116,21 @@ class EmbeddingStore:
             self._ask(item)
         self._grant()
 
-    def used(self, waiter: Waiter, key: str) -> None:
-        """The waiter's prefill has passed the item."""
+    def used(self, waiter: Waiter, key: str, next_index: int | None) -> None:
+        """The waiter's prefill has passed the item, or has fallen back before it.
+
+        Args:
+            next_index: where in its prompt it needs the item next, or None.
+        """
         item = self._items.get(key)
-        if item is not None and waiter in item.wants:
-            item.wants[waiter].needs = item.wants[waiter].missing = False
-            self._grant()
+        if item is None or waiter not in item.wants:
+            return
+        want = item.wants[waiter]
+        if next_index is None:
+            want.needs = want.missing = False
+        else:
+            want.needs, want.index = True, next_index
+        self._grant()
 
     def leave(self, waiter: Waiter, keys: Iterable[str]) -> None:
         """The waiter wants none of these items any more."""

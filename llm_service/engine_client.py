@@ -29,6 +29,7 @@ from llm_service.engine.messages import (
     LoadFailed,
     LoadProgress,
     RowsNeeded,
+    RowsUsed,
     SequenceFailed,
     SequenceRefused,
     Shutdown,
@@ -55,7 +56,7 @@ class SequenceListener(Protocol):
 
     def rows_needed(self, keys: list[str]) -> None: ...
 
-    def rows_used(self, key: str) -> None: ...
+    def rows_used(self, message: RowsUsed) -> None: ...
 
     def refused(self, message: SequenceRefused) -> None: ...
 
@@ -96,6 +97,7 @@ class EngineClient:
         self._last_sequence_id = 0
         self._writer: asyncio.StreamWriter | None = None
         self._stopping = asyncio.Event()
+        self._reason = "its log says why"
 
     def listen(self, rows: RowsListener, changed: Callable[[bool], None]) -> None:
         """Sets who hears of rows, and of the engine's coming and going."""
@@ -142,7 +144,7 @@ class EngineClient:
                 return
             failed_starts = 0 if was_ready else failed_starts + 1
             if failed_starts == MAX_FAILED_STARTS or (failed_starts and self.start_count == 1):
-                raise UnavailableError("the engine process cannot be started; its log says why")
+                raise UnavailableError(f"the engine process cannot be started: {self._reason}")
             pause = min(0.5 * 2**failed_starts, _LONGEST_PAUSE_S)
             logger.error("the engine process ended; starting another in %.1f s", pause)
             with suppress(TimeoutError):
@@ -207,14 +209,14 @@ class EngineClient:
             case LoadProgress(fraction, text):
                 logger.info("loading language model %d %%: %s", round(100 * fraction), text)
             case LoadFailed(text):
-                logger.error("the engine cannot start: %s", text)
+                self._reason = text
             case EngineReady():
                 self._take_ready(message)
 
     def _take_step(self, report: StepReport) -> None:
         self.status = report.status
         for used in report.used:
-            self._tell(used.sequence_id, methodcaller("rows_used", used.key))
+            self._tell(used.sequence_id, methodcaller("rows_used", used))
         for token in report.tokens:
             self._tell(token.sequence_id, methodcaller("token_came", token))
         for sequence_id in report.ended:

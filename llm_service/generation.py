@@ -201,7 +201,8 @@ class Generation:
     def _start_choice(self, choice: Choice) -> None:
         sampling = self._plan.sampling_of(choice.index)
         sequence_id = self._parts.engine.next_sequence_id()
-        choice.start(self._laid_out.sequence(sequence_id, sampling, self._stopping, self._arrival))
+        message = self._laid_out.sequence(sequence_id, sampling, self._stopping, self._arrival)
+        choice.start(message, self._laid_out.item_of_span)
 
 
 def check_length(token_count: int, max_model_len: int) -> None:

@@ -19,6 +19,7 @@ class LaidOutPrompt:
     """What all choices of a request share.
 
     Attributes:
+        item_of_span: index of the item that fills each span.
         token_count: tokens with all rows.
         media_token_count: tokens that are rows of media.
     """
@@ -28,6 +29,7 @@ class LaidOutPrompt:
     axes: int
     next_position: int
     spans: list[SpanMessage]
+    item_of_span: list[int]
     token_count: int
     media_token_count: int
 
@@ -48,6 +50,7 @@ class LaidOutPrompt:
             axes=expanded.positions.shape[0],
             next_position=int(expanded.next_position),
             spans=spans,
+            item_of_span=[span.item for span in expanded.spans],
             token_count=len(expanded.token_ids),
             media_token_count=sum(span.length for span in spans),
         )

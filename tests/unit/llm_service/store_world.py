@@ -92,7 +92,7 @@ class World:
         if self._to_engine:
             found.append(lambda: self._engine_hears(self._to_engine.popleft()))
         if self._to_front:
-            found.append(lambda: self._to_front.popleft()())
+            found.append(self._front_hears)
         found += [partial(self.serve, push) for push in self.sent_rows if push.granted.done()]
         for caller in self.callers:
             found += self._actions_of(caller)
@@ -114,7 +114,7 @@ class World:
 
     def arrive(self, caller: Caller) -> None:
         self.callers.append(caller)
-        for index, key in enumerate(dict.fromkeys(caller.keys)):
+        for index, key in enumerate(caller.keys):
             self.store.want(caller, key, index)
 
     def leave(self, caller: Caller) -> None:
@@ -142,6 +142,9 @@ class World:
         """The stream is over, for whatever reason."""
         del self.sent_rows[push]
         self.store.discard(push)
+
+    def _front_hears(self) -> None:
+        self._to_front.popleft()()
 
     # The engine
 
@@ -195,5 +198,14 @@ class World:
         rows = bytes(self.arena.view(tensor.offset, row_count * ROW_BYTES))
         assert rows == key[-1].encode() * len(rows), "rows of another item"
         caller.used_count += 1
-        if key not in caller.unused_keys:
-            self._to_front.append(lambda: self.store.used(caller, key))
+        places = [i for i, k in enumerate(caller.keys) if k == key and i >= caller.used_count]
+        next_index = places[0] if places else None
+        self._to_front.append(lambda: self.store.used(caller, key, next_index))
+
+    def preempt(self, caller: Caller) -> None:
+        """The engine forgets what the sequence has prefilled, and asks again."""
+        caller.used_count = 0
+        for key in caller.unused_keys:
+            first = caller.keys.index(key)
+            self._to_front.append(partial(self.store.used, caller, key, first))
+        self._say_needed(caller, caller.unused_keys)

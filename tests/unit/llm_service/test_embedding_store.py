@@ -166,7 +166,7 @@ async def test_unwanted_rows_go_first_then_used_ones_then_those_of_younger_calle
     for one in (unwanted, used, young):
         world.arrive(one)
         deliver(world, one.keys[0])
-    world.store.used(used, B)
+    world.store.used(used, B, None)
     world.leave(unwanted)
     for number, victim in ((13, A), (14, B), (15, C)):
         old = caller(3, key_of(number))
@@ -186,7 +186,7 @@ async def test_a_younger_caller_cannot_evict_what_an_older_one_still_needs() -> 
     push = world.start_push(B)
     run_engine(world)
     assert A in world.opened and not push.granted.done()
-    world.store.used(old, A)
+    world.store.used(old, A, None)
     run_engine(world)
     assert A not in world.opened and push.granted.result() is True
 
@@ -283,13 +283,15 @@ def test_whatever_happens_everybody_is_served_in_the_end(data: st.DataObject) ->
 
 def disturb(world: World, waiting: list[Caller], data: st.DataObject) -> None:
     """Lets one thing happen: mostly an ordinary one."""
-    kind = data.draw(st.sampled_from("aaaaaaaannnlbe"))
+    kind = data.draw(st.sampled_from("aaaaaaaannnlbep"))
     if kind == "n" and waiting:
         world.arrive(waiting.pop(0))
     elif kind == "l" and world.callers:
         world.leave(data.draw(st.sampled_from(world.callers)))
     elif kind == "b" and world.sent_rows:
         world.end_push(data.draw(st.sampled_from(list(world.sent_rows))))
+    elif kind == "p" and (prefilling := [one for one in world.callers if one.in_engine]):
+        world.preempt(data.draw(st.sampled_from(prefilling)))
     elif kind == "e" and data.draw(st.integers(0, 9)) == 0:
         world.lose_engine()
     elif actions := world.actions():

@@ -19,7 +19,8 @@ from tests.tiny_tokenizers import build_llama_tokenizer, build_qwen_tokenizer
 
 STRICT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] not in ['user', 'assistant'] %}{{ raise_exception('Only user and assistant') }}{% endif %}"
+    "{% if message['role'] not in ['user', 'assistant'] %}"
+    "{{ raise_exception('Only user and assistant') }}{% endif %}"
     "{{ message['content'] }}{% endfor %}"
 )
 STYLES = {
