@@ -54,7 +54,12 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.add_exception_handler(PerceptError, _on_typed)
     app.add_exception_handler(HTTPException, _on_http)
     # Innermost first.
-    app.add_middleware(Admission, bound=gateway.settings.max_concurrent_requests, metrics=gateway.metrics)
+    app.add_middleware(
+        Admission,
+        max_count=gateway.settings.max_concurrent_requests,
+        max_byte_count=gateway.settings.max_total_body_byte_count,
+        metrics=gateway.metrics,
+    )
     app.add_middleware(KeyCheck, keys=gateway.settings.api_key)
     app.add_middleware(AccessLog, metrics=gateway.metrics)
     return app

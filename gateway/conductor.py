@@ -166,7 +166,7 @@ class _Reading:
         await self._frames.put(frame)
 
     def _explain(self, error: PerceptError) -> Exception:
-        error.param = to_request_param(error.param)
+        error.param = to_request_param(error.param, self._assignment.items)
         if not self._started and isinstance(error, UnavailableError | OverloadedError):
             return _ReplicaRefused(error)
         return error

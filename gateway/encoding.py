@@ -90,12 +90,12 @@ class Encoding:
 
     def _observe(self, trailer: encoder_service_pb2.EncodeTrailer) -> None:
         if trailer.cache_hit:
-            self._stages.observe("transfer", trailer.transfer_seconds)
+            self._stages.observe_stage("transfer", trailer.transfer_seconds)
             return
-        self._stages.observe("encoder_queue", trailer.queue_seconds)
-        self._stages.observe("decode", trailer.decode_seconds)
-        self._stages.observe("encode", trailer.encode_seconds)
-        self._stages.observe("transfer", trailer.transfer_seconds)
+        self._stages.observe_stage("encoder_queue", trailer.queue_seconds)
+        self._stages.observe_stage("decode", trailer.decode_seconds)
+        self._stages.observe_stage("encode", trailer.encode_seconds)
+        self._stages.observe_stage("transfer", trailer.transfer_seconds)
 
 
 EncodeCall: TypeAlias = (
@@ -128,14 +128,15 @@ async def _converse(
 async def _write(call: EncodeCall, frame: encoder_service_pb2.EncodeRequest) -> None:
     try:
         await call.write(frame)
-    except asyncio.InvalidStateError:
+    except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+        # What a failed write says is not what the peer said: the call knows that.
         await _raise_status(call)
 
 
 async def _close(call: EncodeCall) -> None:
     try:
         await call.done_writing()
-    except asyncio.InvalidStateError:
+    except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
         await _raise_status(call)
 
 

@@ -83,7 +83,7 @@ class MediaResolver:
             payload = await asyncio.to_thread(read_file_url, part.url, self._folder, self._max_byte_count)
         else:
             raise InvalidRequestError("The URL must be a data, http, https or file URL.")
-        self._stages.observe("fetch", watch.seconds())
+        self._stages.observe_stage("fetch", watch.seconds())
         if not payload:
             raise MediaFetchError("The media URL has no content.")
         return await asyncio.to_thread(_file_item, payload, part.param)

@@ -6,12 +6,13 @@ does not know how requests are worked on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from protos.llm.v1 import llm_service_pb2
+from shared.errors import OverloadedError, PerceptError
 from shared.telemetry import Stopwatch
 
 Stage = Literal["fetch", "encoder_queue", "decode", "encode", "transfer", "prefill", "decode_step"]
@@ -25,69 +26,52 @@ _COUNTS = (1, 2, 5, 10, 20)
 class Stages(Protocol):
     """Where the seconds of a request's stages go."""
 
-    def observe(self, stage: Stage, seconds: float) -> None: ...
+    def observe_stage(self, stage: Stage, seconds: float) -> None: ...
+
+
+_HISTOGRAMS: tuple[tuple[str, str, Sequence[float]], ...] = (
+    ("time_to_first_token_seconds", "From the request's arrival to its first token.", _FAST),
+    ("inter_token_latency_seconds", "Between two deltas of one choice.", _FAST),
+    ("request_time_per_output_token_seconds", "Mean time between a request's tokens.", _FAST),
+    ("e2e_request_latency_seconds", "From the request's arrival to its end.", _SLOW),
+    ("request_queue_time_seconds", "From arrival at the LLM to the first scheduled step.", _FAST),
+    ("request_prefill_time_seconds", "From the first scheduled step to the first token.", _FAST),
+    ("request_decode_time_seconds", "From the first to the last token.", _SLOW),
+    ("request_inference_time_seconds", "Prefill and decode together.", _SLOW),
+    ("request_prompt_tokens", "Prompt tokens of a request, media rows included.", _TOKENS),
+    ("request_generation_tokens", "Generated tokens of a request.", _TOKENS),
+    ("request_params_n", "Choices asked for.", _COUNTS),
+    ("request_params_max_tokens", "Most tokens asked for, where a request said.", _TOKENS),
+    ("request_images", "Pictures of a request.", (0, *_COUNTS)),
+)
+_COUNTERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("request_success", "Choices that were completed, by reason.", ("finished_reason",)),
+    ("request_failures", "Requests that failed, by error code.", ("code",)),
+    ("admission_rejections", "Requests refused because something was full.", ("reason",)),
+    ("prompt_tokens_cached", "Prompt tokens that the prefix cache served.", ()),
+)
+_STAGES_TEXT = "Seconds: fetch, encoder_queue, decode, encode, transfer, prefill, decode_step."
 
 
 class Metrics:
     """All metrics of one gateway, in a registry of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, model_name: Callable[[], str]) -> None:
+        """
+        Args:
+            model_name: the main model's name at the time of asking, "" while unknown; it
+                labels what is measured.
+        """
         self.registry = CollectorRegistry()
-        self._model = ""
-        model = ("model_name",)
-        self.stage_seconds = self._histogram(
-            "stage_seconds",
-            "Seconds: fetch, encoder_queue, decode, encode, transfer, prefill, decode_step.",
-            (*model, "stage"),
-            _FAST,
-        )
-        self.time_to_first_token = self._histogram(
-            "time_to_first_token_seconds", "From the request's arrival to its first token.", model, _FAST
-        )
-        self.inter_token_latency = self._histogram(
-            "inter_token_latency_seconds", "Between two deltas of one choice.", model, _FAST
-        )
-        self.time_per_output_token = self._histogram(
-            "request_time_per_output_token_seconds", "Mean time between a request's tokens.", model, _FAST
-        )
-        self.latency = self._histogram(
-            "e2e_request_latency_seconds", "From the request's arrival to its end.", model, _SLOW
-        )
-        self.queue_time = self._histogram(
-            "request_queue_time_seconds", "From arrival at the LLM to the first scheduled step.", model, _FAST
-        )
-        self.prefill_time = self._histogram(
-            "request_prefill_time_seconds", "From the first scheduled step to the first token.", model, _FAST
-        )
-        self.decode_time = self._histogram(
-            "request_decode_time_seconds", "From the first to the last token.", model, _SLOW
-        )
-        self.inference_time = self._histogram(
-            "request_inference_time_seconds", "Prefill and decode together.", model, _SLOW
-        )
-        self.prompt_tokens = self._histogram(
-            "request_prompt_tokens", "Prompt tokens of a request, media rows included.", model, _TOKENS
-        )
-        self.generation_tokens = self._histogram(
-            "request_generation_tokens", "Generated tokens of a request.", model, _TOKENS
-        )
-        self.params_n = self._histogram("request_params_n", "Choices asked for.", model, _COUNTS)
-        self.params_max_tokens = self._histogram(
-            "request_params_max_tokens", "Most tokens asked for, where a request said.", model, _TOKENS
-        )
-        self.images = self._histogram("request_images", "Pictures of a request.", model, (0, *_COUNTS))
-        self.success = self._counter(
-            "request_success", "Choices that were completed, by reason.", (*model, "finished_reason")
-        )
-        self.rejections = self._counter(
-            "admission_rejections", "Requests refused because something was full.", (*model, "reason")
-        )
-        self.failures = self._counter(
-            "request_failures", "Requests that failed, by error code.", (*model, "code")
-        )
-        self.cached_tokens = self._counter(
-            "prompt_tokens_cached", "Prompt tokens that the prefix cache served.", model
-        )
+        self.model_name = model_name
+        self._histograms = {
+            name: self._histogram(name, text, (), buckets) for name, text, buckets in _HISTOGRAMS
+        }
+        self._stages = self._histogram("stage_seconds", _STAGES_TEXT, ("stage",), _FAST)
+        self._counters = {
+            name: Counter(f"percept:{name}", text, ("model_name", *labels), registry=self.registry)
+            for name, text, labels in _COUNTERS
+        }
         self.requests_in_gateway = Gauge(
             "percept:num_requests_in_gateway", "Requests being worked on.", registry=self.registry
         )
@@ -103,23 +87,21 @@ class Metrics:
         )
 
     def _histogram(self, name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
-        return Histogram(f"percept:{name}", text, labels, buckets=buckets, registry=self.registry)
+        return Histogram(
+            f"percept:{name}", text, ("model_name", *labels), buckets=buckets, registry=self.registry
+        )
 
-    def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
-        return Counter(f"percept:{name}", text, labels, registry=self.registry)
+    def observe(self, name: str, value: float) -> None:
+        """Adds an observation to the histogram of that name."""
+        self._histograms[name].labels(self.model_name()).observe(value)
 
-    @property
-    def model(self) -> str:
-        """The main model's name, which labels what is measured."""
-        return self._model
+    def observe_stage(self, stage: Stage, seconds: float) -> None:
+        """Adds an observation of a stage."""
+        self._stages.labels(self.model_name(), stage).observe(seconds)
 
-    @model.setter
-    def model(self, name: str) -> None:
-        self._model = name
-
-    def observe(self, stage: Stage, seconds: float) -> None:
-        """Adds one observation of a stage."""
-        self.stage_seconds.labels(self._model, stage).observe(seconds)
+    def count(self, name: str, *labels: str, amount: float = 1) -> None:
+        """Adds to the counter of that name."""
+        self._counters[name].labels(self.model_name(), *labels).inc(amount)
 
 
 class RequestMeter:
@@ -132,40 +114,47 @@ class RequestMeter:
 
     def asked(self, *, choice_count: int, max_tokens: int | None, image_count: int) -> None:
         """The request was understood."""
-        metrics, model = self._metrics, self._metrics.model
-        metrics.params_n.labels(model).observe(choice_count)
-        metrics.images.labels(model).observe(image_count)
+        self._metrics.observe("request_params_n", choice_count)
+        self._metrics.observe("request_images", image_count)
         if max_tokens is not None:
-            metrics.params_max_tokens.labels(model).observe(max_tokens)
+            self._metrics.observe("request_params_max_tokens", max_tokens)
 
     def delta(self, choice_index: int) -> None:
         """New text of a choice arrived."""
-        now, model = self._watch.seconds(), self._metrics.model
+        now = self._watch.seconds()
         before = self._last_delta_at.get(choice_index)
         if before is not None:
-            self._metrics.inter_token_latency.labels(model).observe(now - before)
+            self._metrics.observe("inter_token_latency_seconds", now - before)
         elif not self._last_delta_at:
-            self._metrics.time_to_first_token.labels(model).observe(now)
+            self._metrics.observe("time_to_first_token_seconds", now)
         self._last_delta_at[choice_index] = now
 
     def finish(self, reason: str) -> None:
         """A choice is complete."""
-        self._metrics.success.labels(self._metrics.model, reason).inc()
+        self._metrics.count("request_success", reason)
+
+    def fail(self, error: PerceptError) -> None:
+        """The request failed."""
+        self._metrics.count("request_failures", error.code or error.reason.lower())
+        if isinstance(error, OverloadedError):
+            self._metrics.count("admission_rejections", "service_overloaded")
 
     def complete(self, usage: llm_service_pb2.Usage, timings: llm_service_pb2.Timings) -> None:
         """All choices are complete."""
-        metrics, model = self._metrics, self._metrics.model
-        metrics.latency.labels(model).observe(self._watch.seconds())
-        metrics.prompt_tokens.labels(model).observe(usage.prompt_token_count)
-        metrics.generation_tokens.labels(model).observe(usage.completion_token_count)
-        metrics.cached_tokens.labels(model).inc(usage.cached_token_count)
-        metrics.queue_time.labels(model).observe(timings.queue_seconds)
-        metrics.prefill_time.labels(model).observe(timings.prefill_seconds)
-        metrics.decode_time.labels(model).observe(timings.decode_seconds)
-        metrics.inference_time.labels(model).observe(timings.prefill_seconds + timings.decode_seconds)
-        metrics.observe("prefill", timings.prefill_seconds)
-        # Of the longest choice, whose tokens the whole request's bound from above.
-        steps = usage.completion_token_count - 1
-        if steps > 0:
-            metrics.time_per_output_token.labels(model).observe(timings.decode_seconds / steps)
-            metrics.observe("decode_step", timings.decode_seconds / steps)
+        metrics = self._metrics
+        metrics.observe("e2e_request_latency_seconds", self._watch.seconds())
+        metrics.observe("request_prompt_tokens", usage.prompt_token_count)
+        metrics.observe("request_generation_tokens", usage.completion_token_count)
+        metrics.count("prompt_tokens_cached", amount=usage.cached_token_count)
+        metrics.observe("request_queue_time_seconds", timings.queue_seconds)
+        metrics.observe("request_prefill_time_seconds", timings.prefill_seconds)
+        metrics.observe("request_decode_time_seconds", timings.decode_seconds)
+        metrics.observe("request_inference_time_seconds", timings.prefill_seconds + timings.decode_seconds)
+        metrics.observe_stage("prefill", timings.prefill_seconds)
+        self._complete_steps(usage.completion_token_count - 1, timings.decode_seconds)
+
+    def _complete_steps(self, step_count: int, decode_seconds: float) -> None:
+        """The time for one token; of several choices, whose steps are shared, the mean."""
+        if step_count > 0:
+            self._metrics.observe("request_time_per_output_token_seconds", decode_seconds / step_count)
+            self._metrics.observe_stage("decode_step", decode_seconds / step_count)

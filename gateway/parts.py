@@ -52,7 +52,7 @@ class Gateway:
             resolver: looks up the hosts of media URLs.
         """
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = Metrics(self._main_name)
         self.llms: LlmSet = ReplicaSet("llm", settings.llm, LlmServiceStub, _ask_llm)
         self.encoders: EncoderSet = ReplicaSet("encoder", settings.encoder, EncoderServiceStub, _ask_encoder)
         self._fetcher = Fetcher(_fetch_limits(settings), resolver)
@@ -81,7 +81,6 @@ class Gateway:
         model = self.llms.model
         if model is None:
             raise UnavailableError("The model is not ready: no LLM service has answered yet.")
-        self.metrics.model = self._names(model)[0]
         return model
 
     def model_names(self) -> tuple[str, ...]:
@@ -115,6 +114,10 @@ class Gateway:
         model = self.model()
         text = f"{VERSION}\n{model.family}\n{model.max_model_len}\n{model.vocabulary_size}\n{model.models}"
         return "fp_" + hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def _main_name(self) -> str:
+        model = self.llms.model
+        return self._names(model)[0] if model is not None else ""
 
     def _names(self, model: llm_service_pb2.GetModelResponse) -> tuple[str, ...]:
         return self.settings.served_model_name or tuple(model.models)

@@ -93,6 +93,8 @@ class ReplicaSet(Generic[StubT, ModelT]):
         self._replicas: dict[str, Replica[StubT, ModelT]] = {}
         self._watching: asyncio.Task[None] | None = None
         self._retired: set[asyncio.Task[None]] = set()
+        self._model: ModelT | None = None
+        self._unresolved: set[str] = set()
 
     @property
     def replicas(self) -> list[Replica[StubT, ModelT]]:
@@ -106,8 +108,8 @@ class ReplicaSet(Generic[StubT, ModelT]):
 
     @property
     def model(self) -> ModelT | None:
-        """What the replicas serve, as the first that answered said; they serve the same."""
-        return next((r.model for r in sorted(self.replicas, key=_serving_first) if r.model is not None), None)
+        """What the replicas serve, as the last that was asked said; they serve the same."""
+        return self._model
 
     async def start(self) -> None:
         """Looks once, then watches in the background."""
@@ -119,6 +121,8 @@ class ReplicaSet(Generic[StubT, ModelT]):
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+        for task in self._retired:
+            task.cancel()
         await asyncio.gather(*self._retired, return_exceptions=True)
         for replica in self.replicas:
             await replica.channel.close()
@@ -144,15 +148,23 @@ class ReplicaSet(Generic[StubT, ModelT]):
 
     async def _resolve(self) -> None:
         found = await asyncio.gather(*(_addresses(target) for target in self._targets))
-        addresses = {address for group in found if group is not None for address in group}
+        self._note_unresolved(
+            {target for target, group in zip(self._targets, found, strict=True) if not group}
+        )
+        addresses = {address for group in found for address in group}
         for address in addresses - self._replicas.keys():
             logger.info("found %s replica %s", self.kind, address)
             self._replicas[address] = Replica(address, self._make_stub)
-        if None in found:
+        if self._unresolved:
             return  # A name that cannot be resolved right now says nothing about its addresses.
         for address in self._replicas.keys() - addresses:
             logger.info("%s replica %s is gone from its name", self.kind, address)
             self._retire(self._replicas.pop(address))
+
+    def _note_unresolved(self, targets: set[str]) -> None:
+        for target in targets - self._unresolved:
+            logger.warning("cannot resolve %s of the %s services; trying on", target, self.kind)
+        self._unresolved = targets
 
     def _retire(self, replica: Replica[StubT, ModelT]) -> None:
         """Closes a replica's channel once its last calls are over."""
@@ -174,7 +186,7 @@ class ReplicaSet(Generic[StubT, ModelT]):
             if answer.status != health_pb2.HealthCheckResponse.SERVING:
                 return False
             if not replica.serving or replica.model is None:
-                replica.model = await self._ask_model(replica.stub)
+                replica.model = self._model = await self._ask_model(replica.stub)
             replica.failure_count = 0
             return True
         except grpc.aio.AioRpcError as error:
@@ -201,20 +213,15 @@ def _is_rich(error: grpc.aio.AioRpcError) -> bool:
     return any(key == "grpc-status-details-bin" for key, _ in error.trailing_metadata() or ())
 
 
-def _serving_first(replica: Replica[StubT, ModelT]) -> bool:
-    return not replica.serving
-
-
-async def _addresses(target: str) -> list[str] | None:
-    """Resolves HOST:PORT to every IP:PORT; None where that fails."""
+async def _addresses(target: str) -> list[str]:
+    """Resolves HOST:PORT to every IP:PORT; none where that fails."""
     host, _, port = target.rpartition(":")
     try:
         answers = await asyncio.get_running_loop().getaddrinfo(
             host.strip("[]"), int(port), type=socket.SOCK_STREAM
         )
-    except OSError as error:
-        logger.warning("cannot resolve %s: %s", target, error)
-        return None
+    except (OSError, ValueError):
+        return []
     addresses = {ipaddress.ip_address(str(answer[4][0]).split("%")[0]) for answer in answers}
     # A name with addresses of both versions has each replica twice.
     version = min(address.version for address in addresses)

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from shared.settings import CommaList, ItemLimits, ServiceSettings
 
 MIB = 1024 * 1024
+
+
+def _checked_address(address: str, lowest_port: int) -> str:
+    host, colon, port = address.rpartition(":")
+    if (
+        not colon
+        or not port.isdigit()
+        or not lowest_port <= int(port) < 65536
+        or (":" in host) != ("]" in host)
+    ):
+        raise ValueError(f"write {address!r} as HOST:PORT (an IPv6 address in brackets)")
+    return address
 
 
 class GatewaySettings(ServiceSettings):
@@ -58,6 +70,11 @@ class GatewaySettings(ServiceSettings):
     request_timeout_s: float | None = Field(
         None, gt=0, description="Deadline of a whole request, in seconds. Default: --default-deadline-s."
     )
+    max_total_body_mib: float = Field(
+        1024.0,
+        gt=0,
+        description="Bytes of all request bodies worked on at once, in MiB. Further bodies get 429.",
+    )
     max_concurrent_requests: int = Field(
         512,
         ge=1,
@@ -72,6 +89,16 @@ class GatewaySettings(ServiceSettings):
             raise ValueError(f"allowed_local_media_path: {folder} is no folder")
         return self
 
+    @field_validator("listen")
+    @classmethod
+    def _check_listen(cls, address: str) -> str:
+        return _checked_address(address, lowest_port=0)
+
+    @field_validator("encoder", "llm")
+    @classmethod
+    def _check_targets(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_checked_address(address, lowest_port=1) for address in addresses)
+
     @property
     def deadline_s(self) -> float:
         """Seconds that a whole request may take."""
@@ -80,6 +107,10 @@ class GatewaySettings(ServiceSettings):
     @property
     def max_media_byte_count(self) -> int:
         return int(self.max_media_mib * MIB)
+
+    @property
+    def max_total_body_byte_count(self) -> int:
+        return int(self.max_total_body_mib * MIB)
 
     @property
     def max_body_byte_count(self) -> int:

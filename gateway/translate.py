@@ -6,6 +6,7 @@ Knows both vocabularies. Does not know how media is resolved or who answers.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,12 @@ _REQUEST_NAMES = {
     "choice_count": "n",
     "include_stop_string": "include_stop_str_in_output",
     "conversation": "messages",
+    "prompt": "messages",
+    "media": "messages",
 }
+
+
+_MEDIA_PLACE = re.compile(r"media\[([0-9]{1,4})\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +53,6 @@ class Prompt:
 
     messages: tuple[PromptMessage, ...]
     media: tuple[MediaPart, ...]
-
-    def affinity(self) -> str:
-        """Names the conversation: equal for every turn of one, so that a turn finds
-        the prefix that the turn before left in a replica's cache."""
-        digest = hashlib.sha256()
-        for message in self.messages:
-            digest.update(repr((message.role, message.parts)).encode())
-            if message.role == "user":
-                break
-        return digest.hexdigest()
 
 
 def to_prompt(request: ChatCompletionRequest) -> Prompt:
@@ -125,6 +121,20 @@ def to_generate_request(
     return message
 
 
+def affinity(request: llm_service_pb2.GenerateRequest) -> str:
+    """Names a conversation: equal for every turn of one, so that a turn finds the
+    prefix that the turn before left in a replica's cache."""
+    digest = hashlib.sha256()
+    for message in request.conversation.messages:
+        for part in message.parts:
+            is_text = part.HasField("text")
+            content = part.text if is_text else request.media[part.media_index].key
+            digest.update(f"{message.role} {is_text} {len(content)} {content}".encode())
+        if message.role == "user":
+            break
+    return digest.hexdigest()
+
+
 def _to_conversation(request: ChatCompletionRequest, prompt: Prompt) -> llm_service_pb2.Conversation:
     conversation = llm_service_pb2.Conversation(continue_final_message=bool(request.continue_final_message))
     if request.add_generation_prompt is not None:
@@ -169,10 +179,13 @@ def _to_stopping(request: ChatCompletionRequest) -> llm_service_pb2.StoppingPara
     )
 
 
-def to_request_param(param: str | None) -> str | None:
+def to_request_param(param: str | None, items: Sequence[ResolvedItem]) -> str | None:
     """Turns a field path of the wire contract into the request's own name for it."""
     if param is None:
         return None
-    path = param.removeprefix("conversation.")
-    name = path.rpartition(".")[2] if path.startswith(("sampling.", "stopping.")) else path
-    return _REQUEST_NAMES.get(name, name)
+    place = _MEDIA_PLACE.match(param)
+    if place is not None and int(place[1]) < len(items):
+        return items[int(place[1])].param
+    path = param.removeprefix("sampling.").removeprefix("stopping.").removeprefix("conversation.")
+    name, bracket, rest = path.partition("[")
+    return _REQUEST_NAMES.get(name, name) + bracket + rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterable
@@ -22,9 +23,8 @@ from gateway.metrics import RequestMeter
 from gateway.parts import Gateway
 from gateway.schemas import ChatCompletionRequest, parse_chat_request
 from gateway.sse import EventStreamResponse, while_connected
-from gateway.translate import check_item_count, to_generate_request, to_prompt
+from gateway.translate import affinity, check_item_count, to_generate_request, to_prompt
 from protos.llm.v1 import llm_service_pb2
-from shared.errors import OverloadedError
 
 router = APIRouter(tags=["chat"])
 
@@ -40,7 +40,7 @@ async def create_chat_completion(request: Request) -> Response:
     """Continues a conversation about text and pictures."""
     gateway: Gateway = request.app.state.gateway
     work = _Work(gateway, request.scope["state"][REQUEST_ID])
-    body = await read_json(request, gateway.settings.max_body_byte_count)
+    body = await work.read_body(request)
     chat = parse_chat_request(body)
     head = work.head(chat)
     if not chat.stream:
@@ -59,6 +59,11 @@ class _Work:
         self._request_id = request_id
         self._meter = RequestMeter(gateway.metrics)
         self._deadline = Deadline.after(gateway.settings.deadline_s)
+
+    async def read_body(self, request: Request) -> object:
+        """Returns the parsed body. A client that is slow to send has the same deadline."""
+        async with asyncio.timeout(self._deadline.remaining_s()):
+            return await read_json(request, self._gateway.settings.max_body_byte_count)
 
     def head(self, chat: ChatCompletionRequest) -> AnswerHead:
         """What every object of the answer repeats.
@@ -87,8 +92,9 @@ class _Work:
                     self._measure(frame)
                     yield frame
         except Exception as fault:
-            self._count_failure(fault)
-            raise
+            error = as_percept_error(fault)
+            self._meter.fail(error)
+            raise error from fault
 
     async def _assignment(self, chat: ChatCompletionRequest) -> Assignment:
         gateway = self._gateway
@@ -101,7 +107,7 @@ class _Work:
         request = to_generate_request(
             chat, prompt, items, request_id=self._request_id, max_model_len=gateway.model().max_model_len
         )
-        return Assignment(request, items, prompt.affinity(), self._deadline)
+        return Assignment(request, items, affinity(request), self._deadline)
 
     def _measure(self, frame: llm_service_pb2.GenerateResponse) -> None:
         if frame.HasField("delta"):
@@ -110,13 +116,6 @@ class _Work:
         self._meter.finish(finish_reason(frame.finish))
         if frame.finish.HasField("usage"):
             self._meter.complete(frame.finish.usage, frame.finish.timings)
-
-    def _count_failure(self, fault: Exception) -> None:
-        error = as_percept_error(fault)
-        metrics = self._gateway.metrics
-        metrics.failures.labels(metrics.model, error.code or error.reason.lower()).inc()
-        if isinstance(error, OverloadedError):
-            metrics.rejections.labels(metrics.model, "service_overloaded").inc()
 
 
 async def _whole(work: _Work, chat: ChatCompletionRequest, head: AnswerHead) -> dict[str, Any]:

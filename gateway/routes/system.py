@@ -55,6 +55,6 @@ async def metrics(request: Request) -> Response:
     """Prometheus' text format: the gateway's own numbers and those of the services."""
     gateway: Gateway = request.app.state.gateway
     services = CollectorRegistry()
-    services.register(await ask_services(gateway.metrics.model, gateway.llms, gateway.encoders))
+    services.register(await ask_services(gateway.metrics.model_name(), gateway.llms, gateway.encoders))
     text = generate_latest(gateway.metrics.registry) + generate_latest(services)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

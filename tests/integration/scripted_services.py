@@ -161,6 +161,7 @@ class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
     refuse_with: PerceptError | None = None
     fail_with: PerceptError | None = None
     fail_times: int = 1_000_000
+    refuse_upload_with: PerceptError | None = None
     started: list[str] = field(default_factory=list)
     encoded: list[str] = field(default_factory=list)
     payloads: dict[str, bytes] = field(default_factory=dict)
@@ -181,7 +182,11 @@ class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
         if self.refuse_with is not None:
             raise self.refuse_with
         yield encoder_pb2.EncodeResponse(accepted=encoder_pb2.Accepted(payload_wanted=True))
-        payload = b"".join([frame.chunk async for frame in frames])
+        payload = b""
+        async for frame in frames:
+            payload += frame.chunk
+            if self.refuse_upload_with is not None:
+                raise self.refuse_upload_with
         item = header.item
         if content_key(item.modality, item.form, item.settings, payload) != item.key:
             raise InvalidRequestError("the payload does not match its key")
@@ -328,5 +333,5 @@ async def _start(server: uvicorn.Server, exits: AsyncExitStack) -> int:
 async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     """Waits until a condition holds; raises TimeoutError when it does not."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - conditions about servers have no event
+        while not condition():
             await asyncio.sleep(0.01)

@@ -292,6 +292,34 @@ async def test_bodies_over_the_limit() -> None:
         assert (await http.post(stack.base_url + "/chat/completions", json=text())).status_code == 200
 
 
+async def test_bodies_over_the_limit_of_all_together() -> None:
+    async with running_stack(max_total_body_mib=0.5) as stack, httpx.AsyncClient(timeout=30) as http:
+        answer = await http.post(
+            stack.base_url + "/chat/completions", json=message(role="user", content="x" * 1_000_000)
+        )
+        assert answer.status_code == 429
+        check_shape(answer)
+        for _ in range(3):
+            answer = await http.post(
+                stack.base_url + "/chat/completions", json=message(role="user", content="x" * 400_000)
+            )
+            assert answer.status_code == 200
+
+
+async def test_slow_body_has_a_deadline() -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(3)
+        yield b"}"
+
+    async with running_stack(request_timeout_s=0.3) as stack, httpx.AsyncClient(timeout=30) as http:
+        answer = await http.post(
+            stack.base_url + "/chat/completions", content=slow(), headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code == 504
+        check_shape(answer)
+
+
 async def test_media_over_the_limit() -> None:
     async with running_stack(max_media_mib=0.001) as stack, httpx.AsyncClient() as http:
         large = base64.b64encode(b"x" * 2000).decode()
