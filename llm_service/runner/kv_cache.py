@@ -6,6 +6,9 @@ know which sequence owns a block: the engine's block manager does.
 
 from __future__ import annotations
 
+import mmap
+from math import prod
+
 import torch
 
 from shared.families.base import KvLayout
@@ -38,7 +41,7 @@ class KvCache:
     ) -> None:
         assert block_count > 0, "a pool without blocks was asked for"
         shape = (layout.layer_count, 2, block_count, block_size, layout.kv_head_count, layout.head_dim)
-        self._pool = torch.zeros(shape, dtype=dtype, device=device)
+        self._pool = _take_memory(shape, dtype, device)
         self.block_count = block_count
         self.block_size = block_size
         self.byte_count = self._pool.numel() * dtype.itemsize
@@ -60,3 +63,11 @@ class KvCache:
         to the new owner.
         """
         self._pool.index_fill_(2, blocks, 0)
+
+
+def _take_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros. On the CPU the system gives each page when it is first written, not before."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 import torch
 
 from llm_service.engine.batch import ScheduledBatch
 from llm_service.engine.messages import SamplingSettings
-from llm_service.runner.kv_cache import block_byte_count
+from llm_service.runner.kv_cache import KvCache, block_byte_count
 from llm_service.runner.kv_size import GIB, count_blocks
 from llm_service.runner.load import choose_device, load_runner
 from llm_service.runner.rehearsal import run_largest
@@ -44,6 +45,17 @@ def test_pool_too_small_for_one_sequence_is_refused() -> None:
     settings = settings_for(Path("anywhere"), kv_cache_gib=0.0001, max_model_len=100_000)
     with pytest.raises(InvalidRequestError, match="raise --kv-cache-gib"):
         count_blocks(LAYOUT, settings, torch.float32, CPU, no_profile)
+
+
+def test_pool_on_cpu_takes_memory_as_blocks_are_used() -> None:
+    process = psutil.Process()
+    before = process.memory_info().rss
+    cache = KvCache(LAYOUT, 300_000, 4, torch.float32, CPU)
+    assert cache.byte_count > 200 << 20
+    assert process.memory_info().rss - before < 20 << 20
+    assert (cache.keys[1][299_999] == 0).all()
+    cache.values[0][:75_000] = 1.0
+    assert process.memory_info().rss - before > 20 << 20
 
 
 def test_loading_tells_its_progress(tinies: Tinies) -> None:
