@@ -129,7 +129,7 @@ async def _write(call: EncodeCall, frame: encoder_service_pb2.EncodeRequest) -> 
     try:
         await call.write(frame)
     except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
-        # What a failed write says is not what the peer said: the call knows that.
+        # What a failed write says is not always what the peer said; the call may know that.
         await _raise_status(call)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from shared.errors import PerceptError, UnavailableError
+from shared.errors import PerceptError
 from shared.rpc.channel import open_channel
 from shared.rpc.status import from_rpc_error
 
@@ -203,7 +203,7 @@ def peer_error(error: grpc.aio.AioRpcError, kind: str, replica: Replica[StubT, M
     """
     logger.info("call to %s %s failed: %s %s", kind, replica.address, error.code().name, error.details())
     typed = from_rpc_error(error, f"the {kind} service")
-    if isinstance(typed, UnavailableError) and not _is_rich(error):
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not _is_rich(error):
         # gRPC's own status: nobody answered. A service that drains says so itself.
         replica.gone()
     return typed

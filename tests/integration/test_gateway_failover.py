@@ -80,6 +80,18 @@ async def test_full_encoders_are_429_with_retry_after() -> None:
         assert stack.llms[0].running == 0
 
 
+async def test_upload_that_is_broken_off_goes_to_another_encoder() -> None:
+    encoders = [ScriptedEncoder(refuse_upload_with=UnavailableError("ending")), ScriptedEncoder()]
+    async with running_stack(encoders=encoders) as stack:
+        for n in range(5):
+            large = base64.b64encode(bytes([n]) * 8_000_000).decode()
+            part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{large}"}}
+            answer = await ask(stack, body(part))
+            assert answer.status_code == 200, answer.text
+        assert encoders[0].started
+        assert len(encoders[1].encoded) == 5
+
+
 async def test_one_full_encoder_does_not_matter() -> None:
     encoders = [ScriptedEncoder(refuse_with=OverloadedError("full")), ScriptedEncoder()]
     async with running_stack(encoders=encoders) as stack:
