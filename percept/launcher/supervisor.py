@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from percept.commands.health import check_gateway
 from percept.launcher.plan import Plan, PlannedService
@@ -87,10 +87,13 @@ class Supervisor:
             ServiceDiedError: one ended before it was ready, or the time was up.
         """
         self._keepers = [asyncio.create_task(self._keep(service)) for service in self._plan.services]
-        all_ready = asyncio.gather(*(event.wait() for event in self._ready.values()))
-        waiting: list[asyncio.Future[Any]] = [all_ready, *self._keepers]
+        all_ready = asyncio.create_task(self._until_all_ready())
         try:
-            await asyncio.wait(waiting, timeout=self._start_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                [all_ready, *self._keepers],
+                timeout=self._start_timeout_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
             self._raise_if_dead()
             if not all_ready.done():
                 late = [name for name, event in self._ready.items() if not event.is_set()]
@@ -123,6 +126,10 @@ class Supervisor:
         """Ends everything at once."""
         for process in self._running.values():
             process.kill()
+
+    async def _until_all_ready(self) -> None:
+        for event in self._ready.values():
+            await event.wait()
 
     async def _keep(self, service: PlannedService) -> None:
         """Starts a service again and again, until it is dead for good."""
