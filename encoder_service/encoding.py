@@ -171,9 +171,7 @@ class Encodings:
                 answer = await self._batcher.submit(result)
         return await self._encoded(progress, key, answer)
 
-    async def _encoded(
-        self, progress: _Progress, key: str, answer: asyncio.Future[Encoded]
-    ) -> EncodedItem:
+    async def _encoded(self, progress: _Progress, key: str, answer: asyncio.Future[Encoded]) -> EncodedItem:
         encoded = await answer
         assert tuple(layouts_of(encoded.item.tensors)) == progress.layout.result().tensors, (
             "a tower gives what its layout promised"

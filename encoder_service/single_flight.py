@@ -89,9 +89,7 @@ class SingleFlight(Generic[Key, Progress, Result]):
         task.add_done_callback(lambda _: self._forget(key, flight, task))
         return flight
 
-    def _forget(
-        self, key: Key, flight: Flight[Progress, Result], task: asyncio.Task[Result]
-    ) -> None:
+    def _forget(self, key: Key, flight: Flight[Progress, Result], task: asyncio.Task[Result]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
         if not task.cancelled():

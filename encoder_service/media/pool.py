@@ -46,9 +46,7 @@ class WorkerPool:
         limits: what one item may use.
     """
 
-    def __init__(
-        self, factory: Callable[[], Preprocessor], worker_count: int, limits: WorkerLimits
-    ) -> None:
+    def __init__(self, factory: Callable[[], Preprocessor], worker_count: int, limits: WorkerLimits) -> None:
         self._workers = [_Worker(factory, limits) for _ in range(worker_count)]
         self._idle: asyncio.LifoQueue[_Worker] = asyncio.LifoQueue(worker_count)
         self._threads = ThreadPoolExecutor(worker_count, thread_name_prefix="worker-channel")
@@ -98,9 +96,7 @@ class WorkerPool:
             except TimeoutError:
                 self.lost_worker_count += 1
                 logger.warning("a worker was killed at its time limit")
-                raise BadMediaError(
-                    f"decoding took longer than {self._limits.time_limit_s:g} s"
-                ) from None
+                raise BadMediaError(f"decoding took longer than {self._limits.time_limit_s:g} s") from None
         raise BadMediaError("the decoder crashed on this item")
 
     async def _run_once(self, job: messages.Job, payload: bytes) -> Features | EncodedItem:
@@ -113,9 +109,7 @@ class WorkerPool:
             self._returning.add(returning)
             returning.add_done_callback(self._returning.discard)
 
-    async def _return(
-        self, worker: _Worker, task: asyncio.Future[Features | EncodedItem]
-    ) -> None:
+    async def _return(self, worker: _Worker, task: asyncio.Future[Features | EncodedItem]) -> None:
         """Puts a worker back when its job is over, with a new process if it needs one."""
         await asyncio.wait([task])
         try:

@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from encoder_service.media import messages
@@ -53,7 +54,13 @@ def work(channel: socket.socket, factory: Callable[[], Preprocessor], limits: Wo
         return
     _single_thread()
     _limit_memory(limits.memory_byte_count)
-    messages.send(channel, messages.Ready())
+    with suppress(ConnectionError):
+        # Raised where the pool is gone and so is the reason to work.
+        messages.send(channel, messages.Ready())
+        _serve(channel, preprocessor, limits)
+
+
+def _serve(channel: socket.socket, preprocessor: Preprocessor, limits: WorkerLimits) -> None:
     while (received := messages.receive_job(channel)) is not None:
         job, file = received
         # The default action of the alarm ends the process even inside a decoder

@@ -39,6 +39,7 @@ from shared.torch_tensors import from_raw
 from tests.checkpoints import MODEL_TYPES
 from tests.reference import ReferenceModel
 from tests.unit.encoder_service.receiver import receiving
+from tests.unit.encoder_service.waiting import until
 
 if TYPE_CHECKING:
     from protos.encoder.v1.encoder_service_pb2_grpc import EncoderServiceAsyncStub as Stub
@@ -121,7 +122,7 @@ class Answer:
 
 
 async def encode(
-    stub: Stub, payload: bytes, *, sent: bytes | None = None, timeout: float = 30, **changes: Any
+    stub: Stub, payload: bytes, *, sent: bytes | None = None, timeout_s: float = 30, **changes: Any
 ) -> Answer:
     """Makes one call as the conductor does.
 
@@ -129,7 +130,7 @@ async def encode(
         PerceptError: the call's status.
     """
     sent = payload if sent is None else sent
-    call = stub.Encode(timeout=timeout)
+    call = stub.Encode(timeout=timeout_s)
     answer = Answer()
     try:
         await call.write(encoder_service_pb2.EncodeRequest(header=header_for(payload, **changes)))
@@ -145,7 +146,9 @@ async def encode(
             answer.add(frame)
         if await call.code() is not grpc.StatusCode.OK:
             raise grpc.aio.AioRpcError(
-                await call.code(), await call.initial_metadata(), await call.trailing_metadata(),
+                await call.code(),
+                await call.initial_metadata(),
+                await call.trailing_metadata(),
                 await call.details(),
             )
     except grpc.aio.AioRpcError as fault:
@@ -158,9 +161,14 @@ async def status(stub: Stub) -> encoder_service_pb2.GetStatusResponse:
 
 
 async def until_idle(stub: Stub) -> None:
-    async with asyncio.timeout(5):
-        while (await status(stub)).pending_item_count:
-            await asyncio.sleep(0.01)
+    await until_pending(stub, 0)
+
+
+async def until_pending(stub: Stub, count: int) -> None:
+    async def reached() -> bool:
+        return (await status(stub)).pending_item_count == count
+
+    await until(reached, 30)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -273,9 +281,7 @@ async def test_a_caller_who_leaves_frees_everything_and_breaks_the_push_off(stub
         assert (await status(stub)).pending_item_count == 1
         task.cancel()
         await until_idle(stub)
-        async with asyncio.timeout(2):
-            while receiver.cancelled == 0:
-                await asyncio.sleep(0.01)
+        await until(lambda: receiver.cancelled == 1, 2)
 
 
 async def test_a_caller_who_leaves_during_the_upload_frees_everything(stub: Stub) -> None:
@@ -392,9 +398,7 @@ async def test_a_full_queue_refuses_with_a_delay_and_recovers(stub: Stub) -> Non
         stalled = [
             asyncio.create_task(encode(stub, png(noise(1000 + n)), delivery_address=llm)) for n in range(64)
         ]
-        async with asyncio.timeout(30):
-            while (await status(stub)).pending_item_count < 64:
-                await asyncio.sleep(0.01)
+        await until_pending(stub, 64)
         with pytest.raises(OverloadedError) as caught:
             await encode(stub, png(noise(12)))
         assert 0 < caught.value.retry_after <= 30

@@ -159,9 +159,7 @@ class _Machine:
 
 
 _IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
-_PUSHED = frozenset(
-    {"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "UNICODE"}
-)
+_PUSHED = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "UNICODE"})
 _CONSTANTS: dict[str, Any] = {
     "NONE": None,
     "NEWTRUE": True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -28,7 +29,9 @@ class Tower:
         if self.poison in numbers:
             raise RuntimeError("the tower fell")
         return [
-            EncodedItem(features.info, {"rows": RawTensor("int64", (1,), features.arrays["number"].tobytes())})
+            EncodedItem(
+                features.info, {"rows": RawTensor("int64", (1,), features.arrays["number"].tobytes())}
+            )
             for features in batch
         ]
 
@@ -70,7 +73,7 @@ async def test_everyone_gets_their_own_rows(make: Callable[..., Batcher], tower:
     batcher = make()
     results = await asyncio.gather(*(encode(batcher, number) for number in range(50)))
     assert [number_of(result) for result in results] == list(range(50))
-    assert sorted(sum(tower.batches, [])) == list(range(50))
+    assert sorted(chain(*tower.batches)) == list(range(50))
     assert (batcher.item_count, batcher.run_count) == (50, len(tower.batches))
 
 
@@ -100,7 +103,7 @@ async def test_items_whose_callers_left_are_not_run(make: Callable[..., Batcher]
     await asyncio.wait([late[0]])
     tower.free.set()
     await asyncio.gather(*tasks, late[1])
-    assert 4 not in sum(tower.batches, [])
+    assert 4 not in chain(*tower.batches)
 
 
 async def test_the_queue_is_bounded_and_moves_on_when_all_in_it_have_gone(

@@ -14,6 +14,7 @@ from shared.errors import DeadlineError, InvalidRequestError, UnavailableError
 from shared.families.base import EncodedItem, Grid, MediaInfo, RawTensor
 from shared.wire import layouts_of
 from tests.unit.encoder_service.receiver import receiving
+from tests.unit.encoder_service.waiting import until
 
 KEY = "ab" * 32
 INFO = MediaInfo(row_count=700, grids=(Grid(1, 40, 70),), image_size=(400, 700))
@@ -49,7 +50,11 @@ async def test_all_bytes_of_all_tensors_arrive() -> None:
         assert seconds > 0
         assert receiver.items[KEY] == [bytes(tensor.data) for tensor in item().tensors.values()]
         header = receiver.headers[0]
-        assert (header.info.row_count, header.info.grids[0].width, header.info.image_size.height) == (700, 70, 400)
+        assert (header.info.row_count, header.info.grids[0].width, header.info.image_size.height) == (
+            700,
+            70,
+            400,
+        )
         await delivery.close()
 
 
@@ -130,9 +135,7 @@ async def test_a_receiver_that_stalls_holds_us_until_the_deadline() -> None:
         delivery = Delivery([])
         with pytest.raises(DeadlineError):
             await delivery.push(address, KEY, Kept(item(8192)), 0.5)
-        async with asyncio.timeout(5):
-            while receiver.cancelled == 0:
-                await asyncio.sleep(0.01)
+        await until(lambda: receiver.cancelled == 1)
         await delivery.close()
 
 
@@ -158,15 +161,14 @@ async def test_when_the_last_caller_leaves_the_push_breaks_off() -> None:
         await asyncio.sleep(0.05)
         assert receiver.cancelled == 0
         pushes[1].cancel()
-        async with asyncio.timeout(5):
-            while receiver.cancelled == 0:
-                await asyncio.sleep(0.01)
+        await until(lambda: receiver.cancelled == 1)
         assert receiver.items == {}
         await delivery.close()
 
 
 @pytest.mark.parametrize(
-    "address", ["", "host", "host:", ":50051", "unix:/tmp/socket:1", "dns:///a:1", "a/b:1", "a:123456", "a b:1"]
+    "address",
+    ["", "host", "host:", ":50051", "unix:/tmp/socket:1", "dns:///a:1", "a/b:1", "a:123456", "a b:1"],
 )
 def test_addresses_that_are_no_host_and_port_are_refused(address: str) -> None:
     with pytest.raises(InvalidRequestError, match="HOST:PORT"):

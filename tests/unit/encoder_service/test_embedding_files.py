@@ -59,7 +59,9 @@ def safetensors_with(header: str, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(header)) + header.encode() + data
 
 
-def torch_zip_with(pickled: bytes, storage: bytes = b"\0" * 16, compression: int = zipfile.ZIP_STORED) -> bytes:
+def torch_zip_with(
+    pickled: bytes, storage: bytes = b"\0" * 16, compression: int = zipfile.ZIP_STORED
+) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickled)
@@ -109,7 +111,9 @@ def test_safetensors_are_read_bit_for_bit(tensor: torch.Tensor) -> None:
 
 
 def test_one_safetensors_file_may_hold_all_fields() -> None:
-    file = safetensors.torch.save({"image_embeds": torch.ones(4, 2), "image_grid_thw": torch.tensor([1, 4, 4])})
+    file = safetensors.torch.save(
+        {"image_embeds": torch.ones(4, 2), "image_grid_thw": torch.tensor([1, 4, 4])}
+    )
     assert set(read_fields(payload(image_embeds=file))) == {"image_embeds", "image_grid_thw"}
     with pytest.raises(BadEmbeddingsError, match="twice"):
         read_fields(payload(image_embeds=file, image_grid_thw=b"[1,4,4]"))
@@ -287,8 +291,11 @@ def test_hostile_npy_files_are_refused(data: bytes) -> None:
         ),
         safetensors_with('{"a":' * 10_000),
         safetensors_with("{}"),
-        safetensors_with('{"../x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
-                         '"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', b"\0" * 8),
+        safetensors_with(
+            '{"../x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+            '"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+            b"\0" * 8,
+        ),
         struct.pack("<Q", 2**63) + b"{}",
         struct.pack("<Q", 100) + b"{}",
     ],

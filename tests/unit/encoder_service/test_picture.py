@@ -90,7 +90,7 @@ def test_the_pixel_limit_holds_before_decoding() -> None:
 
 def test_a_limit_above_pillows_own_counts() -> None:
     # Pillow alone refuses this with DecompressionBombError; the file then turns out truncated.
-    with pytest.raises(BadMediaError, match="truncated|broken") as caught:
+    with pytest.raises(BadMediaError, match=r"truncated|broken") as caught:
         decode_picture(png_declaring(20_000, 20_000), 500_000_000)
     assert not isinstance(caught.value, MediaTooLargeError)
 
@@ -171,7 +171,9 @@ def test_sixteen_bits_are_scaled_not_clipped(file_format: str) -> None:
 def test_sixteen_bit_colour_is_scaled() -> None:
     header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
     row = zlib.compress(b"\0" + struct.pack(">HHH", 40_000, 0, 65_535))
-    data = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", row) + png_chunk(b"IEND", b"")
+    data = (
+        b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", row) + png_chunk(b"IEND", b"")
+    )
     assert decode_picture(data, LIMIT).getpixel((0, 0)) == (156, 0, 255)
 
 
@@ -232,7 +234,9 @@ def test_formats_outside_the_allowlist_never_reach_a_decoder(file_format: str) -
         decode_picture(encoded(noise(32, 32), file_format), LIMIT)
 
 
-@pytest.mark.parametrize("data", [b"", b"\0", b"<html></html>", b"GIF89a", b"\xff\xd8\xff", b"BM" + b"\xff" * 60])
+@pytest.mark.parametrize(
+    "data", [b"", b"\0", b"<html></html>", b"GIF89a", b"\xff\xd8\xff", b"BM" + b"\xff" * 60]
+)
 def test_garbage_is_refused_without_details_of_ours(data: bytes) -> None:
     with pytest.raises(BadMediaError) as caught:
         decode_picture(data, LIMIT)

@@ -24,6 +24,7 @@ from protos.media.v1 import media_pb2
 from shared.errors import BadMediaError, InvalidRequestError, MediaTooLargeError
 from shared.families.base import EncodedItem, Features
 from tests.unit.encoder_service.obedient import make_nothing, make_obedient
+from tests.unit.encoder_service.waiting import until
 
 LIMITS = WorkerLimits(time_limit_s=2.0, memory_byte_count=400_000_000, max_pixel_count=10_000_000)
 
@@ -106,8 +107,7 @@ async def test_an_item_whose_worker_was_killed_from_outside_is_tried_again(
 async def test_kill_9_in_the_middle_of_an_item(pool: WorkerPool, tmp_path: Path) -> None:
     report = tmp_path / "pid"
     task = asyncio.create_task(run_features(pool, job(report=str(report), sleep=1)))
-    while not (report.exists() and report.read_text()):
-        await asyncio.sleep(0.01)
+    await until(lambda: report.exists() and report.read_text() != "")
     os.kill(int(report.read_text()), signal.SIGKILL)
     assert (await task).token_cost == 4
     assert pool.lost_worker_count == 1
