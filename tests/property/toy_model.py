@@ -29,14 +29,14 @@ Words = npt.NDArray[np.uint64]
 
 def mix(*values: Words) -> Words:
     """Scrambles 64-bit words, elementwise, so that any change shows everywhere."""
-    state = np.uint64(0x9E3779B97F4A7C15)
+    state: Words = np.asarray(0x9E3779B97F4A7C15, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for value in values:
             state = (value ^ state) * np.uint64(0xBF58476D1CE4E5B9)
             state = state ^ (state >> np.uint64(29))
             state = state * np.uint64(0x94D049BB133111EB)
             state = state ^ (state >> np.uint64(32))
-    return np.asarray(state, dtype=np.uint64)
+    return np.asarray(state)
 
 
 def words(values: Run[int] | npt.NDArray[np.int64]) -> Words:
