@@ -6,6 +6,7 @@ import pytest
 
 from llm_service.engine.engine import MAX_FAILED_STEPS, RunnerBrokenError
 from llm_service.engine.messages import AddSequence, SamplingSettings, StoppingSettings
+from llm_service.engine.scheduler import MAX_YIELDS
 from tests.property.toy_front import ITEM_ROWS, ToyFront, make_prompt
 from tests.property.toy_model import Prompt, reference_tokens
 
@@ -92,6 +93,44 @@ def test_a_sequence_that_waits_for_rows_gives_its_blocks_up() -> None:
     front.serve_all()
     front.check_answers()
     assert not front.answers[stalled].cancelled
+
+
+def test_it_does_so_a_few_times_only() -> None:
+    front = ToyFront(block_count=6, max_num_batched_tokens=40)
+    stalled = front.add(prompt(*text(16), A))
+    front.step()
+    for token in range(MAX_YIELDS):
+        quick = front.add(prompt(*text(20, token + 3), count=1))
+        front.step()
+        assert front.answers[quick].ended
+        front.step()
+    late = front.add(prompt(*text(20, token=7), count=1))
+    assert not front.step() and not front.answers[late].ended
+    front.open(A)
+    front.deliver(A)
+    while not front.answers[stalled].ended:
+        front.step()
+    front.serve_all()
+    front.check_answers()
+
+
+def test_a_sequence_with_few_rows_is_not_passed_over_for_ever() -> None:
+    front = ToyFront(block_count=12)
+    front.open(A)
+    front.deliver(A)
+    patient: int | None = None
+    for number in range(200):
+        while len(front.living()) < (2 if patient is None else 3):
+            front.add(prompt(*text(6, token=number % 7), count=4))
+        front.step()
+        if patient is None:
+            # Older than all that come after it; too long to find room beside two others.
+            patient = front.add(prompt(*text(32), A, *text(1), B), arrival=5.0)
+        if (patient, A) in front.used:
+            break
+    assert (patient, A) in front.used
+    front.serve_all()
+    front.check_answers()
 
 
 def test_the_youngest_is_preempted_and_computed_again() -> None:
