@@ -93,7 +93,11 @@ class Metrics:
 
     def observe(self, name: str, value: float) -> None:
         """Adds an observation to the histogram of that name."""
-        self._histograms[name].labels(self.model_name()).observe(value)
+        self.histogram(name).observe(value)
+
+    def histogram(self, name: str) -> Histogram:
+        """Returns the histogram of that name, to be observed often."""
+        return self._histograms[name].labels(self.model_name())
 
     def observe_stage(self, stage: Stage, seconds: float) -> None:
         """Adds an observation of a stage."""
@@ -110,6 +114,7 @@ class RequestMeter:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._watch = Stopwatch()
+        self._token_latency = metrics.histogram("inter_token_latency_seconds")
         self._last_delta_at: dict[int, float] = {}
 
     def asked(self, *, choice_count: int, max_tokens: int | None, image_count: int) -> None:
@@ -124,7 +129,7 @@ class RequestMeter:
         now = self._watch.seconds()
         before = self._last_delta_at.get(choice_index)
         if before is not None:
-            self._metrics.observe("inter_token_latency_seconds", now - before)
+            self._token_latency.observe(now - before)
         elif not self._last_delta_at:
             self._metrics.observe("time_to_first_token_seconds", now)
         self._last_delta_at[choice_index] = now

@@ -29,6 +29,8 @@ async def serve(settings: GatewaySettings) -> None:
     A second signal ends them at once.
     """
     configure_logging("gateway", settings.log_level)
+    # The server's own lines say less than ours, in more lines.
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     server = build_server(Gateway(settings), settings)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
