@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ class Tiny:
     Attributes:
         placeholder: token id that stands for a picture in a prompt.
         pictures: stored under keys "p0", "p1", ... in the driver's rows.
+        answers: of the reference, by question.
     """
 
     checkpoint: Checkpoint
@@ -42,6 +43,7 @@ class Tiny:
     driver: Driver
     placeholder: int
     pictures: list[Image.Image]
+    answers: dict[tuple[tuple[int, ...], ...], list[int]] = field(default_factory=dict)
 
     def prompt(self, picture_count: int, text: str) -> list[int]:
         """A rendered chat prompt with so many placeholders."""
@@ -49,10 +51,12 @@ class Tiny:
         return self.reference.chat([{"role": "user", "content": content}])
 
     def expected(self, prompt: list[int], picture_ids: list[int], count: int) -> list[int]:
-        """What transformers' `generate` answers, end-of-sequence tokens suppressed."""
-        return self.reference.generate(
-            prompt, [self.pictures[index] for index in picture_ids], count, eos_token_id=None
-        )
+        """What transformers' `generate` answers, computed once; no token ends it early."""
+        question = (tuple(prompt), tuple(picture_ids), (count,))
+        if question not in self.answers:
+            pictures = [self.pictures[index] for index in picture_ids]
+            self.answers[question] = self.reference.generate(prompt, pictures, count, eos_token_id=None)
+        return self.answers[question]
 
 
 Tinies = Callable[[str], Tiny]
@@ -65,14 +69,15 @@ def tinies(tmp_path_factory: pytest.TempPathFactory) -> Tinies:
 
     def make(model_type: str) -> Tiny:
         if model_type not in made:
-            made[model_type] = _make(model_type, tmp_path_factory.mktemp(model_type))
+            folder = build_tiny(model_type, tmp_path_factory.mktemp(model_type))  # type: ignore[arg-type]
+            made[model_type] = make_tiny(folder)
         return made[model_type]
 
     return make
 
 
-def _make(model_type: str, folder: Path) -> Tiny:
-    build_tiny(model_type, folder)  # type: ignore[arg-type]
+def make_tiny(folder: Path) -> Tiny:
+    """Loads a checkpoint twice: all of it for the reference, its LLM half for the driver."""
     checkpoint = Checkpoint(folder)
     driver = Driver(checkpoint)
     pictures = [picture(0), picture(1), picture(2, width=140, height=84)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +14,14 @@ from llm_service.engine.messages import SamplingSettings, StoppingSettings
 from llm_service.engine.sequence import Sequence
 from shared.families.base import EncodedItem, MediaInfo, RawTensor
 from shared.torch_tensors import from_raw, to_raw
-from tests.unit.runner.conftest import Tinies, Tiny
+from tests.checkpoints import build_tiny
+from tests.reference import ReferenceModel
+from tests.unit.runner.conftest import Tinies, Tiny, make_tiny
 from tests.unit.runner.driver import BLOCK_SIZE
 
 COUNT = 10
-CASES: list[tuple[str, list[int]]] = [
+Case = tuple[str, list[int]]
+CASES: list[Case] = [
     ("tell me something", []),
     ("what is this?", [0]),
     ("what is this?", [1]),
@@ -24,11 +30,15 @@ CASES: list[tuple[str, list[int]]] = [
 ]
 
 
-def _add(tiny: Tiny, case: tuple[str, list[int]]) -> tuple[Sequence, list[int]]:
+def _add(tiny: Tiny, case: Case) -> tuple[Sequence, list[int]]:
+    """A sequence and its expected answer."""
     text, picture_ids = case
-    prompt = tiny.prompt(len(picture_ids), text)
-    sequence = tiny.driver.add(prompt, [f"p{index}" for index in picture_ids])
-    return sequence, tiny.expected(prompt, picture_ids, COUNT)
+    return _add_prompt(tiny, case), tiny.expected(tiny.prompt(len(picture_ids), text), picture_ids, COUNT)
+
+
+def _add_prompt(tiny: Tiny, case: Case) -> Sequence:
+    text, picture_ids = case
+    return tiny.driver.add(tiny.prompt(len(picture_ids), text), [f"p{index}" for index in picture_ids])
 
 
 def test_alone(tiny: Tiny) -> None:
@@ -92,7 +102,7 @@ def test_recomputed_after_preemption(tiny: Tiny) -> None:
 def test_many_lengths_at_once(tiny: Tiny) -> None:
     """Decoding sequences fall into several groups of similar length."""
     words = "one two three four five six seven eight nine ten "
-    cases: list[tuple[str, list[int]]] = [(words * repeat, []) for repeat in (1, 2, 6, 1, 3)]
+    cases: list[Case] = [(words * repeat, []) for repeat in (1, 2, 6, 1, 3)]
     pairs = [_add(tiny, case) for case in cases]
     generated = tiny.driver.generate([sequence for sequence, _ in pairs], COUNT)
     assert generated == [expected for _, expected in pairs]
@@ -146,3 +156,36 @@ def test_bfloat16_rows_are_converted(tinies: Tinies) -> None:
     half, full = (tiny.driver.add(prompt, [key]) for key in ("half", "full"))
     first, second = tiny.driver.generate([half, full], COUNT)
     assert first == second
+
+
+WINDOWS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "every layer": ({"model_type": "llava", "text": "mistral"}, {"sliding_window": 8}),
+    "some layers": (
+        {"model_type": "qwen2_vl"},
+        {
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 1,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_sliding_windows(name: str, tmp_path: Path) -> None:
+    """Layers that see the last few tokens only: whole, in chunks and while decoding."""
+    variant, text_settings = WINDOWS[name]
+    build_tiny(folder=tmp_path, **variant)  # type: ignore[arg-type]
+    config = json.loads((tmp_path / "config.json").read_text())
+    unlimited = ReferenceModel(tmp_path)
+    config["text_config"] |= text_settings
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tiny = make_tiny(tmp_path)
+    cases = CASES[1:3]
+    expected = [_add(tiny, case)[1] for case in cases]
+    prompt = tiny.prompt(1, CASES[1][0])
+    assert expected[0] != unlimited.generate(prompt, [tiny.pictures[0]], COUNT, eos_token_id=None)
+    for chunk in (1000, 5):
+        sequences = [_add_prompt(tiny, case) for case in cases]
+        assert tiny.driver.generate(sequences, COUNT, chunk) == expected

@@ -140,3 +140,21 @@ def test_logits_are_computed_for_sampling_rows_alone(tiny: Tiny, monkeypatch: py
     whole, part = (tiny.driver.add(tiny.prompt(0, "tell me something")) for _ in range(2))
     tiny.driver.step([(whole, 1000), (part, 4)])
     assert seen == [1]
+
+
+def test_half_precision_is_near_the_whole(tinies: Tinies) -> None:
+    """bfloat16 weights, cache and rows' conversion: the same distribution, roughly."""
+    tiny = tinies("qwen2_vl")
+    half = Driver(tiny.checkpoint, dtype="bfloat16")
+    half.rows = tiny.driver.rows
+    prompt = tiny.prompt(1, "what is this?")
+    reported: list[dict[int, float]] = []
+    for driver in (tiny.driver, half):
+        sequence = driver.add(prompt, ["p0"], SamplingSettings(top_logprobs=200))
+        (token,) = driver.step([(sequence, 1000)])
+        assert token.top is not None
+        reported.append(dict(token.top))
+    exact, rounded = reported
+    common = exact.keys() & rounded.keys()
+    assert len(common) > 190
+    assert max(abs(exact[token] - rounded[token]) for token in list(exact)[:20] if token in common) < 0.3
