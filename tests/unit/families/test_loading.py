@@ -347,7 +347,7 @@ def test_a_processor_that_does_not_fit_is_explained(
 
 def hub_style(config: dict[str, Any]) -> dict[str, Any]:
     """A Qwen2-VL config.json as the hub has it: flat, with the older names."""
-    text = config.pop("text_config")
+    text: dict[str, Any] = config.pop("text_config")
     rope = text.pop("rope_parameters")
     for name in ("model_type", "layer_types", "dtype"):
         text.pop(name)
