@@ -68,7 +68,10 @@ def _arguments() -> argparse.Namespace:
         "--like", type=Path, default=BUNDLED, help="small Qwen2-VL checkpoint to measure against"
     )
     parser.add_argument("--scratch", type=Path, help="folder for 1.3 GB of temporary files")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not (arguments.like / "config.json").is_file():
+        parser.error(f"{arguments.like} holds no checkpoint; name one with --like")
+    return arguments
 
 
 def _report(weights: HalfSizes, empty: Sizes, full: Sizes, whole: int) -> int:
