@@ -45,7 +45,7 @@ protos: $(STAMP) ## Generate the gRPC code again
 		$(patsubst %.proto,%_pb2_grpc.pyi,$(shell grep -L '^service' $(PROTO_SOURCES)))
 
 percept-tiny: $(STAMP) ## Train the bundled model again (two hours on 2 cores; resumes)
-	$(BIN)/python -m models.training.train $(ARGS)
+	$(BIN)/python -m models.training $(ARGS)
 
 eval-tiny: $(STAMP) ## Measure the bundled model's accuracy through the gateway
 	$(BIN)/python -m benchmarks.eval_tiny $(ARGS)
