@@ -17,8 +17,11 @@ from llm_service.runner.attention.context import StepShape
 from llm_service.runner.attention.masks import TILE, Staircases, length_mask
 from llm_service.runner.kv_cache import KvCache
 
-GROUP_BYTES = 4 << 20
-"""Most keys gathered for one group of several sequences: the copy is still in the caches when read."""
+CACHED_BYTES = 4 << 20
+"""Most keys gathered for one group of sequences on CPU: the copy is still in the caches when read."""
+
+LAUNCHED_BYTES = 256 << 20
+"""The same elsewhere, where one large call beats several small ones: bounds the memory alone."""
 
 SMALL_TABLE = 8
 """Tables up to this many blocks share a group whatever their lengths: a call costs more than padding."""
@@ -177,7 +180,9 @@ class SdpaStep:
 
 def _decode_groups(shape: StepShape, cache: KvCache) -> Iterator[DecodeGroup]:
     """Cuts the decoding sequences, longest first, where padding would more than double the reads."""
-    most = GROUP_BYTES // (cache.keys[0][0].numel() * cache.keys[0].itemsize)
+    keys = cache.keys[0]
+    budget = CACHED_BYTES if keys.device.type == "cpu" else LAUNCHED_BYTES
+    most = budget // (keys[0].numel() * keys.itemsize)
     first, width = 0, 0
     for index in range(shape.decode_count):
         blocks = shape.starts[index] // cache.block_size + 1
