@@ -32,6 +32,7 @@ def export(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.float32) -
     folder.mkdir(parents=True, exist_ok=True)
     model.generation_config = _generation_config()
     model.to(dtype).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     _write_tokenizer(folder)
     _write_json(folder / "preprocessor_config.json", _preprocessor("Qwen2VLImageProcessor"))
     video = _preprocessor("Qwen2VLImageProcessor")
