@@ -16,7 +16,7 @@ import grpc
 
 from gateway.deadline import Deadline
 from gateway.encoding import Encoding
-from gateway.errors import as_percept_error, first_error
+from gateway.errors import as_percept_error, chosen
 from gateway.frames import FrameQueue
 from gateway.media import ResolvedItem
 from gateway.placement import by_load
@@ -110,18 +110,8 @@ class Conductor:
                     deliveries = _Deliveries(group, self._encoding, replica.address, assignment)
                     await _Reading(replica, assignment, frames, deliveries).run()
                     deliveries.cancel()
-        except* _ReplicaRefused as refusals:
-            raise _first_refusal(refusals) from None
-        except* PerceptError as faults:
-            raise first_error(faults) from None
-
-
-def _first_refusal(refusals: BaseExceptionGroup[_ReplicaRefused]) -> _ReplicaRefused:
-    fault: BaseException = refusals
-    while isinstance(fault, BaseExceptionGroup):
-        fault = fault.exceptions[0]
-    assert isinstance(fault, _ReplicaRefused)
-    return fault
+        except ExceptionGroup as group:
+            raise chosen(group, _ReplicaRefused) from None
 
 
 class _Reading:

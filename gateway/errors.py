@@ -76,13 +76,24 @@ def as_percept_error(fault: BaseException) -> errors.PerceptError:
     return withheld(fault)
 
 
-def first_error(faults: BaseExceptionGroup[errors.PerceptError]) -> errors.PerceptError:
-    """Returns the first typed error of a group of concurrent ones."""
-    fault: BaseException = faults
-    while isinstance(fault, BaseExceptionGroup):
-        fault = fault.exceptions[0]
-    assert isinstance(fault, errors.PerceptError)
-    return fault
+def chosen(group: BaseExceptionGroup[Exception], preferred: type[Exception]) -> Exception:
+    """Returns the one exception of concurrent tasks that stands for all of them.
+
+    The first of the preferred kind, else the first typed error, else the first.
+    """
+    flat = _flattened(group)
+    for kind in (preferred, errors.PerceptError):
+        for fault in flat:
+            if isinstance(fault, kind):
+                return fault
+    return flat[0]
+
+
+def _flattened(group: BaseExceptionGroup[Exception]) -> list[Exception]:
+    flat: list[Exception] = []
+    for fault in group.exceptions:
+        flat += _flattened(fault) if isinstance(fault, BaseExceptionGroup) else [fault]
+    return flat
 
 
 def json_response(content: Any, status: int = 200) -> Response:

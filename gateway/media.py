@@ -15,7 +15,7 @@ from pydantic_core import to_json
 
 from gateway.content import EmbeddingsPart, ImageUrlPart, MediaPart
 from gateway.encoded import decode_base64, decode_data_url, is_data_url
-from gateway.errors import first_error
+from gateway.errors import chosen
 from gateway.fetch import Fetcher
 from gateway.local_files import read_file_url
 from gateway.metrics import Stages
@@ -59,8 +59,8 @@ class MediaResolver:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._resolve(part)) for part in parts]
-        except* PerceptError as faults:
-            raise first_error(faults) from None
+        except ExceptionGroup as group:
+            raise chosen(group, PerceptError) from None
         return [task.result() for task in tasks]
 
     async def _resolve(self, part: MediaPart) -> ResolvedItem:

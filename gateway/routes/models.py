@@ -26,7 +26,8 @@ async def list_models(request: Request) -> Response:
 async def retrieve_model(request: Request, name: str) -> Response:
     """One served model."""
     gateway: Gateway = request.app.state.gateway
-    return json_response(_model_object(gateway, gateway.check_model(name)))
+    # An empty name is no model here, though it stands for the main one elsewhere.
+    return json_response(_model_object(gateway, gateway.check_model(name or "/")))
 
 
 def _model_object(gateway: Gateway, name: str) -> dict[str, Any]:

@@ -417,6 +417,7 @@ async def test_unknown_paths_and_methods() -> None:
         answer = await http.get(stack.base_url + "/chat/completions")
         assert (answer.status_code, check_shape(answer)["code"]) == (405, "method_not_allowed")
         assert answer.headers["allow"] == "POST"
+        assert (await http.get(stack.base_url + "/models/")).status_code == 404
         answer = await http.get(stack.base_url + "/models/nothing")
         assert (answer.status_code, check_shape(answer)["code"]) == (404, "model_not_found")
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gateway.errors import HTTP_FORMS, error_response
+from gateway.errors import HTTP_FORMS, chosen, error_response
 from shared import errors
 
 
@@ -43,3 +43,11 @@ def test_texts_of_bugs_stay_inside() -> None:
 
 def test_long_texts_are_cut() -> None:
     assert len(error_response(errors.InvalidRequestError("x" * 100_000)).body) < 2000
+
+
+def test_one_of_several_faults_stands_for_all() -> None:
+    typed, bug, preferred = errors.UnavailableError("gone"), KeyError("bug"), StopIteration("preferred")
+    group = ExceptionGroup("tasks", [bug, ExceptionGroup("inner", [typed]), preferred])
+    assert chosen(group, StopIteration) is preferred
+    assert chosen(group, OSError) is typed
+    assert chosen(ExceptionGroup("tasks", [bug]), OSError) is bug

@@ -1,0 +1,104 @@
+"""From a request to the wire contract and back to the request's own names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.content import EmbeddingsPart, ImageUrlPart, TextPart, parse_content
+from gateway.media import ResolvedItem
+from gateway.schemas import parse_chat_request
+from gateway.translate import affinity, to_generate_request, to_prompt, to_request_param
+from protos.llm.v1 import llm_service_pb2
+from protos.media.v1 import media_pb2
+
+
+def item(key: str, param: str = "messages[0].content[0].image_url") -> ResolvedItem:
+    return ResolvedItem(media_pb2.MediaItem(key=key * 64), b"payload", param)
+
+
+def translated(items: list[ResolvedItem] | None = None, **fields: Any) -> llm_service_pb2.GenerateRequest:
+    body = {"messages": [{"role": "user", "content": "Hi"}], **fields}
+    request = parse_chat_request(body)
+    return to_generate_request(request, to_prompt(request), items or [], request_id="r", max_model_len=9)
+
+
+def test_what_was_not_said_stays_unset() -> None:
+    request = translated()
+    for field in ("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "choice_count"):
+        assert request.sampling.HasField(field) == (field == "choice_count")
+    assert not request.stopping.HasField("max_token_count")
+    assert not request.HasField("top_logprobs")
+    assert not request.conversation.HasField("add_generation_prompt")
+
+
+def test_zero_is_said() -> None:
+    request = translated(temperature=0, top_k=0, seed=0, logprobs=True)
+    assert request.sampling.HasField("temperature")
+    assert request.sampling.HasField("top_k")
+    assert request.sampling.HasField("seed")
+    assert request.HasField("top_logprobs")
+
+
+def test_every_sampling_and_stopping_field_arrives() -> None:
+    request = translated(
+        temperature=0.5, top_p=0.25, top_k=3, min_p=0.125, seed=-5, presence_penalty=1, frequency_penalty=-1,
+        repetition_penalty=1.5, logit_bias={"7": 2}, n=4, max_tokens=9, max_completion_tokens=8, min_tokens=2,
+        stop=["a", "b"], stop_token_ids=[1, 2], ignore_eos=True, include_stop_str_in_output=True,
+        logprobs=True, top_logprobs=5,
+    )  # fmt: skip
+    assert request.sampling == llm_service_pb2.SamplingParameters(
+        temperature=0.5, top_p=0.25, top_k=3, min_p=0.125, seed=-5, presence_penalty=1, frequency_penalty=-1,
+        repetition_penalty=1.5, logit_bias={7: 2.0}, choice_count=4,
+    )  # fmt: skip
+    assert request.stopping == llm_service_pb2.StoppingParameters(
+        max_token_count=8, min_token_count=2, stop_strings=["a", "b"], stop_token_ids=[1, 2], ignore_eos=True,
+        include_stop_string=True,
+    )  # fmt: skip
+    assert request.top_logprobs == 5
+
+
+def test_continuing_the_last_message_opens_no_turn() -> None:
+    conversation = translated(continue_final_message=True).conversation
+    assert conversation.continue_final_message
+    assert conversation.HasField("add_generation_prompt")
+    assert not conversation.add_generation_prompt
+
+
+def test_every_turn_of_a_conversation_has_its_affinity() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:,a"}}
+    first = [{"role": "system", "content": "S"}, {"role": "user", "content": [picture, "What?"]}]
+    later = [*first, {"role": "assistant", "content": "A cat."}, {"role": "user", "content": "Sure?"}]
+    one = affinity(translated([item("a")], messages=first))
+    assert one == affinity(translated([item("a")], messages=later))
+    assert one != affinity(translated([item("b")], messages=first))
+    assert one != affinity(translated([item("a")], messages=first[1:]))
+
+
+def test_names_of_fields_go_back() -> None:
+    items = [item("a"), item("b", "messages[2].content[1].image_embeds")]
+    names = {
+        "stopping.max_token_count": "max_completion_tokens",
+        "sampling.temperature": "temperature",
+        "stopping.stop_strings[0]": "stop[0]",
+        "sampling.choice_count": "n",
+        "prompt": "messages",
+        "messages[1].role": "messages[1].role",
+        "media": "messages",
+        "media[1].settings": "messages[2].content[1].image_embeds",
+        "media[7]": "messages[7]",
+    }
+    assert {name: to_request_param(name, items) for name in names} == names
+    assert to_request_param(None, items) is None
+
+
+def test_parts_keep_their_order_and_path() -> None:
+    parts = parse_content(
+        ["a", {"image_url": "data:,x"}, {"image_embeds": "eA=="}, {"type": "text", "text": "b"}],
+        "messages[3].content",
+    )
+    assert parts == [
+        TextPart("a"),
+        ImageUrlPart("data:,x", "messages[3].content[1].image_url"),
+        EmbeddingsPart({"image_embeds": "eA=="}, "messages[3].content[2].image_embeds"),
+        TextPart("b"),
+    ]
