@@ -13,7 +13,6 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
 
 from encoder_service.admission import Admission
 from encoder_service.batcher import Batcher
@@ -23,14 +22,15 @@ from encoder_service.encoder import Encoder
 from encoder_service.encoding import Encodings
 from encoder_service.media.messages import Job
 from encoder_service.media.pool import WorkerPool
+from encoder_service.media.preprocessing import make_preprocessor
 from encoder_service.media.worker import WorkerLimits
 from encoder_service.servicer import EncoderServicer, Parts, ServedModel
 from encoder_service.settings import EncoderSettings
 from encoder_service.upload import MODALITIES, UploadRules
 from protos.encoder.v1 import encoder_service_pb2, encoder_service_pb2_grpc
-from shared.checkpoint import configured_dtype, find_checkpoint, read_checkpoint
+from shared.checkpoint import configured_dtype, find_checkpoint
 from shared.families import load_family
-from shared.families.base import Checkpoint, Family, Preprocessor, Tower
+from shared.families.base import Checkpoint, Family, Tower
 from shared.rpc.server import RunningServer, ServiceRegistration, build_server
 from shared.telemetry import Stopwatch, configure_logging
 
@@ -91,11 +91,6 @@ async def running(settings: EncoderSettings) -> AsyncIterator[tuple[RunningServe
         await server.serving()
         logger.info("encoder ready after %.1f s", stopwatch.seconds())
         yield server, port
-
-
-def make_preprocessor(folder: str) -> Preprocessor:
-    """Makes a checkpoint's preprocessor; runs in the workers."""
-    return load_family(read_checkpoint(Path(folder))).preprocessor()
 
 
 async def _started_parts(

@@ -29,7 +29,7 @@ _R = TypeVar("_R")
 
 _START_LIMIT_S = 120.0
 _END_LIMIT_S = 2.0
-_PRELOADED = ["encoder_service.media.worker", "encoder_service.media.preload"]
+_PRELOADED = ["encoder_service.media.preload"]
 
 
 class WorkerLostError(Exception):

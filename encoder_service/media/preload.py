@@ -1,11 +1,16 @@
 """What the workers' template process imports once, so that a new worker forks in milliseconds.
 
-Imported there and nowhere else. Knows what preprocessors are made of.
+Imported there and nowhere else. Knows what workers are made of; a model's own
+processor is imported by each worker, which is quick on top of this.
 """
 
 from __future__ import annotations
 
 import PIL.Image
 import transformers.image_processing_utils  # noqa: F401
+
+import encoder_service.media.embedding_files.fields
+import encoder_service.media.preprocessing
+import encoder_service.media.worker  # noqa: F401
 
 PIL.Image.init()

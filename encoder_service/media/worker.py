@@ -47,15 +47,15 @@ def work(channel: socket.socket, factory: Callable[[], Preprocessor], limits: Wo
     # Ctrl-C goes to the whole group: the service drains and closes the channel.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        preprocessor = factory()
-    except PerceptError as error:
-        messages.send(channel, messages.from_error(error))
-        return
-    _single_thread()
-    _limit_memory(limits.memory_byte_count)
     with suppress(ConnectionError):
         # Raised where the pool is gone and so is the reason to work.
+        try:
+            preprocessor = factory()
+        except PerceptError as error:
+            messages.send(channel, messages.from_error(error))
+            return
+        _single_thread()
+        _limit_memory(limits.memory_byte_count)
         messages.send(channel, messages.Ready())
         _serve(channel, preprocessor, limits)
 

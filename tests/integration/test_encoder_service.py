@@ -44,7 +44,7 @@ from tests.unit.encoder_service.waiting import until
 if TYPE_CHECKING:
     from protos.encoder.v1.encoder_service_pb2_grpc import EncoderServiceAsyncStub as Stub
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 HIDDEN_SIZE = 64
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import grpc
 import psutil
+import pytest
 from PIL import Image
 
 from protos.encoder.v1 import encoder_service_pb2, encoder_service_pb2_grpc
@@ -27,6 +28,9 @@ from tests.unit.encoder_service.receiver import receiving
 from tests.unit.encoder_service.waiting import until
 
 EncodeCall = grpc.aio.StreamStreamCall[encoder_service_pb2.EncodeRequest, encoder_service_pb2.EncodeResponse]
+
+# Starting imports torch twice; a busy machine takes its time over that.
+pytestmark = pytest.mark.timeout(300)
 
 PROGRAM = """
 import json, sys, uvloop
@@ -48,7 +52,7 @@ async def encoder_process(model: Path, address: str) -> AsyncIterator[subprocess
     command = [sys.executable, "-c", PROGRAM, json.dumps(settings)]
     process = await asyncio.to_thread(subprocess.Popen, command)
     try:
-        await wait_until_serving(address, 60)
+        await wait_until_serving(address, 120)
         yield process
     finally:
         process.kill()
@@ -135,7 +139,7 @@ async def drain(
         await until(lambda: _refuses(address))
         assert process.poll() is None
         call.cancel()
-        assert await asyncio.to_thread(process.wait, 10) == 0
+        assert await asyncio.to_thread(process.wait, 30) == 0
     await until(lambda: have_ended(children), 5)
 
 

@@ -1,0 +1,18 @@
+"""What workers preprocess with: the checkpoint's own.
+
+Apart from the rest, because every worker imports it: it knows neither gRPC nor the
+service around it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shared.checkpoint import read_checkpoint
+from shared.families import load_family
+from shared.families.base import Preprocessor
+
+
+def make_preprocessor(folder: str) -> Preprocessor:
+    """Makes the preprocessor of the checkpoint in a local folder."""
+    return load_family(read_checkpoint(Path(folder))).preprocessor()
