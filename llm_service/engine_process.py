@@ -40,7 +40,7 @@ from llm_service.engine.messages import (
     ToEngine,
     ToFront,
 )
-from shared.errors import PerceptError
+from shared.errors import InvalidRequestError, PerceptError
 from shared.telemetry import configure_logging
 
 INBOX_SIZE = 4096
@@ -94,6 +94,7 @@ class EngineProcess:
     def _start(self, load_runner: LoadRunner) -> Engine:
         try:
             runner = load_runner(self._settings, self._report_progress)
+            _check_length(self._settings.max_model_len, runner.context_length)
         except PerceptError as error:
             self._send([LoadFailed(error.message)])
             raise
@@ -171,6 +172,13 @@ class EngineProcess:
 
     def _report_progress(self, fraction: float, text: str) -> None:
         self._send([LoadProgress(fraction, text)])
+
+
+def _check_length(max_model_len: int | None, context_length: int) -> None:
+    if max_model_len is not None and max_model_len > context_length:
+        raise InvalidRequestError(
+            f"--max-model-len {max_model_len}, but the checkpoint was made for {context_length} tokens"
+        )
 
 
 def end_process(code: int) -> NoReturn:

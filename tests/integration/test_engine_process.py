@@ -20,6 +20,7 @@ from llm_service.engine.frames import FRAME_HEADER, decode_to_front, encode_fram
 from llm_service.engine.messages import (
     CancelSequence,
     EngineReady,
+    LoadFailed,
     LoadProgress,
     Shutdown,
     ToEngine,
@@ -136,6 +137,19 @@ def test_a_checkpoint_that_is_none_ends_it_with_an_error(tmp_path: Path) -> None
     arena = EmbeddingArena.create(ARENA_BYTES)
     with running_engine(tmp_path, arena) as connection:
         assert connection.process.wait(DEADLINE_S) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "blamed"),
+    [({"max_model_len": 10**6}, "max-model-len"), ({"kv_cache_gib": 1e-6}, "kv-cache-gib")],
+)
+def test_a_setting_that_cannot_be_is_named(folder: Path, changes: dict[str, object], blamed: str) -> None:
+    arena = EmbeddingArena.create(ARENA_BYTES)
+    with running_engine(folder, arena, **changes) as connection:
+        while isinstance(message := connection.receive(), LoadProgress):
+            continue
+        assert isinstance(message, LoadFailed) and blamed in message.text
+        assert connection.process.wait(5.0) == 1
 
 
 def _until_ready(connection: Connection) -> EngineReady:
