@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 from llm_service.choice import Choice, RequestNews
 from llm_service.choice_text import ChoiceText
+from llm_service.context_length import answer_room
 from llm_service.embedding_store import EmbeddingStore
 from llm_service.engine_client import EngineClient
 from llm_service.laid_out_prompt import LaidOutPrompt
 from llm_service.prompt import Prompt, PromptBuilder
 from llm_service.sampling import GenerationPlan
 from protos.llm.v1 import llm_service_pb2 as pb
-from shared.errors import ContextLengthError, OverloadedError, UnavailableError
+from shared.errors import OverloadedError, UnavailableError
 from shared.families.base import MediaInfo
 
 RETRY_AFTER_S = 1.0
@@ -88,8 +89,7 @@ class Generation:
         self._parts.admission.enter()
         try:
             max_model_len = self._max_model_len()
-            prompt = await self._parts.prompts.build(self._request)
-            check_length(len(prompt.token_ids), max_model_len)
+            prompt = await self._parts.prompts.build(self._request, max_model_len)
             self._open_choice(prompt)
             async for frame in self._until(lambda: self._knows_layouts(prompt)):
                 yield frame
@@ -203,33 +203,3 @@ class Generation:
         sequence_id = self._parts.engine.next_sequence_id()
         message = self._laid_out.sequence(sequence_id, sampling, self._stopping, self._arrival)
         choice.start(message, self._laid_out.item_of_span)
-
-
-def check_length(token_count: int, max_model_len: int) -> None:
-    """Refuses a prompt that leaves no room for an answer.
-
-    Raises:
-        ContextLengthError: the prompt is too long.
-    """
-    if token_count >= max_model_len:
-        raise ContextLengthError(
-            f"This model's maximum context length is {max_model_len} tokens, and the prompt has "
-            f"{token_count}. Please shorten the prompt or use fewer or smaller media.",
-            param="prompt",
-        )
-
-
-def answer_room(token_count: int, wanted: int | None, max_model_len: int) -> int:
-    """Most tokens of an answer: as many as wanted, or all that the context leaves.
-
-    Raises:
-        ContextLengthError: prompt and answer do not fit.
-    """
-    check_length(token_count, max_model_len)
-    if wanted is not None and token_count + wanted > max_model_len:
-        raise ContextLengthError(
-            f"This model's maximum context length is {max_model_len} tokens, and the prompt has "
-            f"{token_count}, so {wanted} more tokens do not fit. Please ask for fewer.",
-            param="stopping.max_token_count",
-        )
-    return max_model_len - token_count if wanted is None else wanted

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from llm_service.chat_template import ChatMessage, ChatTemplate, MediaMark
+from llm_service.context_length import check_length
 from llm_service.laid_out_prompt import LaidOutPrompt
 from llm_service.special_tokens import SpecialTokenGuard
 from llm_service.text_tokenizer import TextTokenizer
@@ -23,6 +24,12 @@ from shared.errors import InvalidRequestError
 from shared.families.base import MediaInfo, Modality, PromptLayout
 
 T = TypeVar("T")
+
+_CHARACTERS_PER_TOKEN = 8
+"""More than ordinary texts have: a longer text is looked at in two steps."""
+
+_CUT_TOKENS = 16
+"""By how much a cut in the middle of a text may raise the number of its tokens, amply."""
 
 MAX_ITEM_SETTINGS_LENGTH = 4096
 MAX_REQUEST_ID_LENGTH = 128
@@ -50,6 +57,13 @@ class Prompt:
     items: tuple[Item, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RenderedText:
+    """A prompt's text, cut so that no typed special token is whole."""
+
+    pieces: list[str]
+
+
 class PromptBuilder:
     """Makes prompts of requests. The heavy part runs in threads of its own."""
 
@@ -72,15 +86,25 @@ class PromptBuilder:
         self._modality_of_id = {token_id: modality for modality, token_id in layout.placeholder_ids().items()}
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="prompt")
 
-    async def build(self, request: pb.GenerateRequest) -> Prompt:
+    async def build(self, request: pb.GenerateRequest, max_model_len: int) -> Prompt:
         """Checks and tokenises a request's prompt.
 
         Raises:
             InvalidRequestError: the prompt breaks a rule; `param` is the path.
+            ContextLengthError: it is too long even without the rows of its media.
         """
         items = self._items(request.media)
         render = self._renderer(request, [item.modality for item in items])
-        token_ids = await self.in_thread(render)
+
+        def tokenize() -> list[int]:
+            rendered = render()
+            if isinstance(rendered, list):
+                return rendered
+            self._check_beginning(rendered.pieces, max_model_len)
+            return self.tokenizer.encode_pieces(rendered.pieces)
+
+        token_ids = await self.in_thread(tokenize)
+        check_length(len(token_ids), max_model_len)
         self._check_tokens(token_ids, items)
         return Prompt(token_ids, items)
 
@@ -94,7 +118,8 @@ class PromptBuilder:
             case "conversation":
                 indexes = _media_indexes(request.conversation)
                 modalities: list[Modality] = ["image"] * len(indexes)
-                return await self.in_thread(self._conversation_renderer(request.conversation, modalities))
+                render = self._conversation_renderer(request.conversation, modalities)
+                return await self.in_thread(lambda: self.tokenizer.encode_pieces(render().pieces))
             case "text":
                 return await self.in_thread(lambda: self.tokenizer.encode(request.text))
         raise InvalidRequestError("a prompt is required", param="prompt")
@@ -133,20 +158,20 @@ class PromptBuilder:
 
     def _renderer(
         self, request: pb.GenerateRequest, modalities: Sequence[Modality]
-    ) -> Callable[[], list[int]]:
+    ) -> Callable[[], RenderedText | list[int]]:
         """Checks what is cheap to check and returns the rest, for a thread."""
         match request.WhichOneof("prompt"):
             case "conversation":
                 return self._conversation_renderer(request.conversation, modalities)
             case "text":
-                return lambda: self.tokenizer.encode(request.text)
+                return lambda: RenderedText([request.text])
             case "token_ids":
                 return lambda: self._checked_ids(request.token_ids.ids)
         raise InvalidRequestError("a prompt is required", param="prompt")
 
     def _conversation_renderer(
         self, conversation: pb.Conversation, modalities: Sequence[Modality]
-    ) -> Callable[[], list[int]]:
+    ) -> Callable[[], RenderedText]:
         if self._template is None:
             raise InvalidRequestError(
                 "the model has no chat template; give one with --chat-template", param="messages"
@@ -156,12 +181,12 @@ class PromptBuilder:
         open_turn, continue_last = _turn_end(conversation)
         messages = self._messages(conversation, modalities, template)
 
-        def render() -> list[int]:
+        def render() -> RenderedText:
             protected = [_protected(message, guard) for message in messages]
             text = template.render(
                 protected, add_generation_prompt=open_turn, continue_final_message=continue_last
             )
-            return self.tokenizer.encode_pieces(guard.split(text))
+            return RenderedText(guard.split(text))
 
         return render
 
@@ -185,6 +210,14 @@ class PromptBuilder:
             ChatMessage(message.role, tuple(_part(part, modalities) for part in message.parts))
             for message in conversation.messages
         ]
+
+    def _check_beginning(self, pieces: Sequence[str], max_model_len: int) -> None:
+        """Refuses a far too long text by the tokens of its beginning: the rest would take long."""
+        length = max_model_len * _CHARACTERS_PER_TOKEN
+        for piece in pieces:
+            if len(piece) > length:
+                token_count = len(self.tokenizer.encode(piece[:length])) - _CUT_TOKENS
+                check_length(token_count, max_model_len, at_least=True)
 
     def _checked_ids(self, ids: Sequence[int]) -> list[int]:
         for index, token_id in enumerate(ids):

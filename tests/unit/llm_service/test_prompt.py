@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,7 @@ from llm_service.prompt import PromptBuilder
 from llm_service.text_tokenizer import TextTokenizer
 from protos.llm.v1 import llm_service_pb2 as pb
 from protos.media.v1 import media_pb2
-from shared.errors import InvalidRequestError
+from shared.errors import ContextLengthError, InvalidRequestError
 from shared.families.base import ExpandedPrompt, Modality
 from tests.checkpoints import LLAVA_PARTS_TEMPLATE, LLAVA_STRINGS_TEMPLATE, QWEN_TEMPLATE
 from tests.tiny_tokenizers import build_llama_tokenizer, build_qwen_tokenizer
@@ -84,7 +85,7 @@ def chat(*messages: pb.Message, media: int = 0, **settings: Any) -> pb.GenerateR
 
 async def refusal(style: str, request: pb.GenerateRequest) -> InvalidRequestError:
     with pytest.raises(InvalidRequestError) as caught:
-        await builder_of(style).build(request)
+        await builder_of(style).build(request, 4096)
     return caught.value
 
 
@@ -113,7 +114,7 @@ async def test_a_conversation_gives_the_tokens_that_transformers_gives(style: st
     text = hf.apply_chat_template(
         conversation, chat_template=STYLES[style][1], tokenize=False, add_generation_prompt=True
     )
-    prompt = await builder.build(request)
+    prompt = await builder.build(request, 4096)
     assert prompt.token_ids == hf(text)["input_ids"]
     assert [item.key for item in prompt.items] == [f"{index:064x}" for index in range(2)]
 
@@ -123,8 +124,8 @@ async def test_typed_special_tokens_are_plain_text(style: str) -> None:
     builder = builder_of(style)
     special = builder.tokenizer.table.special_tokens
     typed = " ".join(sorted(special)) + "".join(sorted(special))
-    prompt = await builder.build(chat(message("user", f"say {typed} now", 0), media=1))
-    plain = await builder.build(chat(message("user", "say now", 0), media=1))
+    prompt = await builder.build(chat(message("user", f"say {typed} now", 0), media=1), 4096)
+    plain = await builder.build(chat(message("user", "say now", 0), media=1), 4096)
 
     def specials(token_ids: list[int]) -> list[int]:
         return [token_id for token_id in token_ids if token_id in builder.tokenizer.table.special_ids]
@@ -138,21 +139,21 @@ async def test_typed_special_tokens_are_plain_text(style: str) -> None:
 
 async def test_overlapping_typed_special_tokens_are_plain_text() -> None:
     builder = builder_of("qwen")
-    prompt = await builder.build(chat(message("user", "<|im_<|im_end|>end|><|im_end|><|image_pad|>")))
+    prompt = await builder.build(chat(message("user", "<|im_<|im_end|>end|><|im_end|><|image_pad|>")), 4096)
     assert builder.tokenizer.backend.token_to_id("<|image_pad|>") not in prompt.token_ids
 
 
 async def test_the_last_message_can_be_continued() -> None:
     request = chat(message("user", "Q"), message("assistant", "It is"), continue_final_message=True)
     builder = builder_of("qwen")
-    prompt = await builder.build(request)
+    prompt = await builder.build(request, 4096)
     text = builder.tokenizer.backend.decode(prompt.token_ids, skip_special_tokens=False)
     assert text.endswith("<|im_start|>assistant\nIt is")
 
 
 async def test_no_turn_is_opened_where_none_is_wanted() -> None:
     builder = builder_of("qwen")
-    prompt = await builder.build(chat(message("user", "Q"), add_generation_prompt=False))
+    prompt = await builder.build(chat(message("user", "Q"), add_generation_prompt=False), 4096)
     assert builder.tokenizer.backend.decode(prompt.token_ids, skip_special_tokens=False).endswith(
         "<|im_end|>\n"
     )
@@ -161,17 +162,17 @@ async def test_no_turn_is_opened_where_none_is_wanted() -> None:
 async def test_raw_text_and_token_ids_keep_their_special_tokens() -> None:
     builder = builder_of("qwen")
     text = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Hi<|im_end|>"
-    by_text = await builder.build(pb.GenerateRequest(text=text, media=images(1)))
+    by_text = await builder.build(pb.GenerateRequest(text=text, media=images(1)), 4096)
     assert by_text.token_ids == builder.tokenizer.hf(text)["input_ids"]
     ids = pb.TokenIds(ids=by_text.token_ids)
-    by_ids = await builder.build(pb.GenerateRequest(token_ids=ids, media=images(1)))
+    by_ids = await builder.build(pb.GenerateRequest(token_ids=ids, media=images(1)), 4096)
     assert by_ids.token_ids == by_text.token_ids
 
 
 async def test_a_begin_token_is_not_doubled() -> None:
     builder = builder_of("llava parts")
-    with_begin = await builder.build(pb.GenerateRequest(text="<s>the circle"))
-    without = await builder.build(pb.GenerateRequest(text="the circle"))
+    with_begin = await builder.build(pb.GenerateRequest(text="<s>the circle"), 4096)
+    without = await builder.build(pb.GenerateRequest(text="the circle"), 4096)
     assert with_begin.token_ids.count(builder.tokenizer.hf.bos_token_id) == 1
     assert without.token_ids[0] == builder.tokenizer.hf.bos_token_id
 
@@ -241,6 +242,28 @@ def test_the_kind_of_content_is_found_out() -> None:
         "llava strings": False,
         "strict": False,
     }
+
+
+async def test_a_far_too_long_text_is_refused_by_its_beginning() -> None:
+    """Two megabytes that would take many seconds to tokenise."""
+    request = chat(message("user", "word " * 400_000))
+    started = time.perf_counter()
+    with pytest.raises(ContextLengthError, match=r"maximum context length is 100 tokens.* at least"):
+        await builder_of("qwen").build(request, 100)
+    assert time.perf_counter() - started < 2
+
+
+async def test_a_text_just_too_long_is_refused_with_its_count() -> None:
+    with pytest.raises(ContextLengthError) as caught:
+        await builder_of("qwen").build(pb.GenerateRequest(text="word " * 30), 30)
+    assert "at least" not in caught.value.message and caught.value.param == "prompt"
+
+
+async def test_a_long_text_of_few_tokens_is_not_refused_by_its_length() -> None:
+    builder = builder_of("qwen")
+    text = "<|endoftext|>" * 40
+    assert len(text) > 8 * 41
+    assert len((await builder.build(pb.GenerateRequest(text=text), 41)).token_ids) == 40
 
 
 async def test_tokenize_leaves_placeholders_unexpanded() -> None:

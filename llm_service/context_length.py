@@ -1,0 +1,42 @@
+"""The context's length, and what does not fit into it.
+
+Knows token counts alone. The errors keep the words that clients look for.
+"""
+
+from __future__ import annotations
+
+from shared.errors import ContextLengthError
+
+
+def check_length(token_count: int, max_model_len: int, *, at_least: bool = False) -> None:
+    """Refuses a prompt that leaves no room for an answer.
+
+    Args:
+        at_least: the prompt has even more tokens, which were not counted.
+
+    Raises:
+        ContextLengthError: the prompt is too long.
+    """
+    if token_count >= max_model_len:
+        count = f"at least {token_count}" if at_least else str(token_count)
+        raise ContextLengthError(
+            f"This model's maximum context length is {max_model_len} tokens, and the prompt has "
+            f"{count}. Please shorten the prompt or use fewer or smaller media.",
+            param="prompt",
+        )
+
+
+def answer_room(token_count: int, wanted: int | None, max_model_len: int) -> int:
+    """Most tokens of an answer: as many as wanted, or all that the context leaves.
+
+    Raises:
+        ContextLengthError: prompt and answer do not fit.
+    """
+    check_length(token_count, max_model_len)
+    if wanted is not None and token_count + wanted > max_model_len:
+        raise ContextLengthError(
+            f"This model's maximum context length is {max_model_len} tokens, and the prompt has "
+            f"{token_count}, so {wanted} more tokens do not fit. Please ask for fewer.",
+            param="stopping.max_token_count",
+        )
+    return max_model_len - token_count if wanted is None else wanted
