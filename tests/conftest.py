@@ -1,11 +1,8 @@
-"""Fixtures that all tests share: tiny checkpoints, and the real services on them.
-
-What is expensive is made once for a session or a module, and only when asked for.
-"""
+"""Fixtures that all tests share. What is expensive is made once for a session, and only when asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,20 +30,3 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         return built[model_type]
 
     return build
-
-
-@pytest.fixture(scope="module")
-def start_stack() -> Iterator[Callable[..., object]]:
-    """Starts `percept up` with a checkpoint and flags; stops all that it started."""
-    from tests.stack import UpStack
-
-    started: list[UpStack] = []
-
-    def start(model: Path | str, *flags: str) -> UpStack:
-        stack = UpStack(model, *flags)
-        started.append(stack)
-        return stack
-
-    yield start
-    for stack in started:
-        stack.stop()
