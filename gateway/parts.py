@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MODEL_TIMEOUT_S = 2.0
+_MODEL_TIMEOUT_S = 5.0
 
 
 async def _ask_llm(stub: LlmServiceAsyncStub) -> llm_service_pb2.GetModelResponse:

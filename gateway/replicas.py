@@ -26,10 +26,11 @@ logger = logging.getLogger(__name__)
 
 _WATCH_INTERVAL_S = 1.0
 _RESOLVE_INTERVAL_S = 5.0
-_CALL_TIMEOUT_S = 2.0
-# A check that fails while calls still work is a busy peer more likely than a dead
-# one: a dead one refuses at once and is noticed by the calls.
-_FAILURES_UNTIL_GONE = 2
+_FIRST_LOOK_S = 2.0
+_CALL_TIMEOUT_S = 5.0
+# A check that is not answered in time is a busy peer more likely than a dead one: a
+# dead one refuses at once, and a vanished one is noticed by keepalive.
+_SILENCES_UNTIL_GONE = 4
 
 ModelT = TypeVar("ModelT")
 StubT = TypeVar("StubT")
@@ -53,7 +54,7 @@ class Replica(Generic[StubT, ModelT]):
         self.model: ModelT | None = None
         self.serving = False
         self.pending_count = 0
-        self.failure_count = 0
+        self.silence_count = 0
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -92,6 +93,7 @@ class ReplicaSet(Generic[StubT, ModelT]):
         self._ask_model = ask_model
         self._replicas: dict[str, Replica[StubT, ModelT]] = {}
         self._watching: asyncio.Task[None] | None = None
+        self._checks: dict[str, asyncio.Task[None]] = {}
         self._retired: set[asyncio.Task[None]] = set()
         self._model: ModelT | None = None
         self._unresolved: set[str] = set()
@@ -114,6 +116,8 @@ class ReplicaSet(Generic[StubT, ModelT]):
     async def start(self) -> None:
         """Looks once, then watches in the background."""
         await self._look(resolve=True)
+        if self._checks:
+            await asyncio.wait(self._checks.values(), timeout=_FIRST_LOOK_S)
         self._watching = asyncio.create_task(self._watch(), name=f"watch-{self.kind}")
 
     async def close(self) -> None:
@@ -121,9 +125,10 @@ class ReplicaSet(Generic[StubT, ModelT]):
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
-        for task in self._retired:
+        under_way = [*self._checks.values(), *self._retired]
+        for task in under_way:
             task.cancel()
-        await asyncio.gather(*self._retired, return_exceptions=True)
+        await asyncio.gather(*under_way, return_exceptions=True)
         for replica in self.replicas:
             await replica.channel.close()
         self._replicas.clear()
@@ -144,7 +149,10 @@ class ReplicaSet(Generic[StubT, ModelT]):
     async def _look(self, *, resolve: bool) -> None:
         if resolve or not self._replicas:
             await self._resolve()
-        await asyncio.gather(*(self._check(replica) for replica in self.replicas))
+        for replica in self.replicas:
+            if replica.address not in self._checks:
+                # Each on its own: a silent one must not delay news of the others.
+                self._checks[replica.address] = asyncio.create_task(self._check(replica))
 
     async def _resolve(self) -> None:
         found = await asyncio.gather(*(_addresses(target) for target in self._targets))
@@ -174,10 +182,13 @@ class ReplicaSet(Generic[StubT, ModelT]):
         task.add_done_callback(self._retired.discard)
 
     async def _check(self, replica: Replica[StubT, ModelT]) -> None:
-        serving = await self._is_serving(replica)
+        try:
+            serving = await self._is_serving(replica)
+        finally:
+            del self._checks[replica.address]
         if serving != replica.serving:
             logger.info("%s replica %s is %sserving", self.kind, replica.address, "" if serving else "not ")
-        replica.serving = serving
+        replica.serving = serving and self._replicas.get(replica.address) is replica
 
     async def _is_serving(self, replica: Replica[StubT, ModelT]) -> bool:
         stub: Any = health_pb2_grpc.HealthStub(replica.channel)
@@ -187,13 +198,13 @@ class ReplicaSet(Generic[StubT, ModelT]):
                 return False
             if not replica.serving or replica.model is None:
                 replica.model = self._model = await self._ask_model(replica.stub)
-            replica.failure_count = 0
+            replica.silence_count = 0
             return True
         except grpc.aio.AioRpcError as error:
-            replica.failure_count += 1
-            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and replica.serving:
-                return replica.failure_count < _FAILURES_UNTIL_GONE
-            return False
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                return False
+            replica.silence_count += 1
+            return replica.serving and replica.silence_count < _SILENCES_UNTIL_GONE
 
 
 def peer_error(error: grpc.aio.AioRpcError, kind: str, replica: Replica[StubT, ModelT]) -> PerceptError:

@@ -312,6 +312,9 @@ async def running_stack(
         gateway = Gateway(full, resolver)
         server = build_server(gateway, full)
         port = await _start(server, exits)
+        await until(
+            lambda: len(gateway.llms.serving) == len(llms) and len(gateway.encoders.serving) == len(encoders)
+        )
         yield Stack(f"http://127.0.0.1:{port}", gateway, list(llms), list(encoders), servers)
 
 
@@ -330,7 +333,7 @@ async def _start(server: uvicorn.Server, exits: AsyncExitStack) -> int:
     return int(server.servers[0].sockets[0].getsockname()[1])
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     """Waits until a condition holds; raises TimeoutError when it does not."""
     async with asyncio.timeout(seconds):
         while not condition():

@@ -261,7 +261,7 @@ async def test_client_that_leaves_while_generating(stream: bool) -> None:
         await until(lambda: llm.running == 1)
         await asyncio.sleep(0.2)
         asking_task.cancel()
-        await until(lambda: llm.running == 0, seconds=1.0)
+        await until(lambda: llm.running == 0, seconds=2.0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -272,7 +272,7 @@ async def test_client_that_leaves_while_encoding(stream: bool) -> None:
         )
         await until(lambda: stack.encoders[0].running == 1)
         asking_task.cancel()
-        await until(lambda: stack.llms[0].running == 0 and stack.encoders[0].running == 0, seconds=1.0)
+        await until(lambda: stack.llms[0].running == 0 and stack.encoders[0].running == 0, seconds=2.0)
 
 
 async def post_and_hold(stack: Stack, body: dict[str, object]) -> None:
@@ -307,4 +307,4 @@ async def test_slow_reader_holds_the_llm_back_and_is_cut_off() -> None:
         ),
     ):
         await until(lambda: stack.llms[0].running == 1)
-        await until(lambda: stack.llms[0].running == 0, seconds=3.0)
+        await until(lambda: stack.llms[0].running == 0, seconds=5.0)

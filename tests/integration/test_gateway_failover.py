@@ -77,7 +77,7 @@ async def test_full_encoders_are_429_with_retry_after() -> None:
         assert answer.headers["retry-after"] == "2"
         assert answer.json()["error"]["type"] == "rate_limit_error"
         assert all(len(encoder.started) == 1 for encoder in encoders)
-        assert stack.llms[0].running == 0
+        await until(lambda: stack.llms[0].running == 0, seconds=2.0)
 
 
 async def test_upload_that_is_broken_off_goes_to_another_encoder() -> None:
