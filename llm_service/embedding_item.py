@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from llm_service.embedding_push import Push
-    from llm_service.embedding_store import Waiter
+    from shared.errors import PerceptError
 
 Worth = tuple[float, float, float]
 """Sorts items, the worthiest first: age of the oldest needy waiter, then its index there."""
 
 WORTHLESS: Worth = (math.inf, math.inf, math.inf)
+
+
+class Waiter(Protocol):
+    """A sequence that wants items.
+
+    Attributes:
+        age: sorts waiters, the oldest first; no two are equal.
+    """
+
+    age: tuple[int, int]
+
+    def ask(self, key: str) -> None:
+        """Have the item delivered."""
+        ...
+
+    def layout_known(self, key: str) -> None:
+        """The item's layout can be asked for now."""
+        ...
+
+    def fail(self, error: PerceptError) -> None:
+        """The item can never be had."""
+        ...
 
 
 @dataclass(slots=True)

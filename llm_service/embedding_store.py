@@ -14,12 +14,10 @@ are. Knows neither gRPC nor prompts; runs on one event loop and never waits.
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 from llm_service.embedding_arena import EmbeddingArena
-from llm_service.embedding_item import StoredItem, Want
+from llm_service.embedding_item import StoredItem, Waiter, Want
 from llm_service.embedding_push import Push
 from llm_service.engine.messages import (
     CloseEmbeddings,
@@ -27,34 +25,10 @@ from llm_service.engine.messages import (
     OpenEmbeddings,
     ToEngine,
 )
-from shared.errors import InvalidRequestError, PerceptError
+from llm_service.remembered_layouts import RememberedLayouts
+from shared.errors import InvalidRequestError
 from shared.families.base import MediaInfo
 from shared.wire import TensorLayout
-
-MAX_REMEMBERED_LAYOUTS = 65536
-"""Layouts of items that are remembered, the most recently used ones."""
-
-
-class Waiter(Protocol):
-    """A sequence that wants items.
-
-    Attributes:
-        age: sorts waiters, the oldest first; no two are equal.
-    """
-
-    age: tuple[int, int]
-
-    def ask(self, key: str) -> None:
-        """Have the item delivered."""
-        ...
-
-    def layout_known(self, key: str) -> None:
-        """The item's layout can be asked for now."""
-        ...
-
-    def fail(self, error: PerceptError) -> None:
-        """The item can never be had."""
-        ...
 
 
 class EmbeddingStore:
@@ -74,7 +48,7 @@ class EmbeddingStore:
         self._clock = clock
         self._items: dict[str, StoredItem] = {}
         self._parked: list[Push] = []
-        self._layouts: OrderedDict[str, MediaInfo] = OrderedDict()
+        self._layouts = RememberedLayouts()
         self._uses = itertools.count()
         self._engine_runs = False
 
@@ -87,10 +61,7 @@ class EmbeddingStore:
 
     def layout(self, key: str) -> MediaInfo | None:
         """The item's layout, where it was ever announced and not forgotten."""
-        info = self._layouts.get(key)
-        if info is not None:
-            self._layouts.move_to_end(key)
-        return info
+        return self._layouts.get(key)
 
     def want(self, waiter: Waiter, key: str, index: int) -> None:
         """Registers interest, and asks for the item where even its layout is unknown.
@@ -281,10 +252,7 @@ class EmbeddingStore:
         raise error
 
     def _remember(self, key: str, info: MediaInfo, item: StoredItem | None) -> None:
-        self._layouts[key] = info
-        self._layouts.move_to_end(key)
-        while len(self._layouts) > MAX_REMEMBERED_LAYOUTS:
-            self._layouts.popitem(last=False)
+        self._layouts.remember(key, info)
         for waiter in list(item.wants) if item is not None else ():
             waiter.layout_known(key)
 

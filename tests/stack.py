@@ -25,7 +25,7 @@ import psutil
 from protos.encoder.v1 import encoder_service_pb2, encoder_service_pb2_grpc
 from protos.llm.v1 import llm_service_pb2, llm_service_pb2_grpc
 
-START_TIMEOUT_S = 110.0
+START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 40.0
 
 

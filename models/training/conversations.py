@@ -8,17 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from models.training import wordings
-from models.training.questions import (
-    ASKERS,
-    PAIR_ASKERS,
-    SIDES,
-    Turn,
-    beside_turn,
-    colour_turn,
-    sentence,
-    shape_turn,
-    yes_or_no,
-)
+from models.training.comparisons import PAIR_ASKERS
+from models.training.questions import ASKERS, Turn, beside_turn, colour_turn, shape_turn
+from models.training.sayings import SIDES, sentence, yes_or_no
 from models.training.scenes import COLOURS, Scene, Thing, number_scene, shapes_scene
 
 _TRIES = 40

@@ -70,7 +70,7 @@ class _Sequence:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._image_token = tokenizer.token_to_id(vocabulary.IMAGE)
+        self._image_token: int = vocabulary.special_ids(tokenizer)[vocabulary.IMAGE]
         self.tokens: list[int] = []
         self.answered: list[bool] = []
         self.cells: list[int] = []

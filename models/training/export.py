@@ -11,8 +11,7 @@ import torch
 from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
 
 from models.training import vocabulary
-from models.training.loop import new_config, special_ids
-from models.training.network import CONTEXT
+from models.training.network import CONTEXT, new_config
 from models.training.pixels import MAX_PIXELS, MERGE, MIN_PIXELS, NORMAL_MEAN, NORMAL_STD, PATCH
 
 _HEADS = "seen."
@@ -43,7 +42,7 @@ def export(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.float32) -
 
 
 def _generation_config() -> GenerationConfig:
-    ids = special_ids()
+    ids = vocabulary.special_ids(vocabulary.build_tokenizer())
     return GenerationConfig(
         do_sample=False,
         bos_token_id=ids[vocabulary.END_OF_TEXT],

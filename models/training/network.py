@@ -78,6 +78,10 @@ def build_config(sizes: Sizes, ids: dict[str, int]) -> Qwen2VLConfig:
     )
 
 
+def new_config() -> Qwen2VLConfig:
+    return build_config(Sizes(), vocabulary.special_ids(vocabulary.build_tokenizer()))
+
+
 class Learner(nn.Module):
     """The model with its teaching heads."""
 
@@ -103,12 +107,13 @@ class Learner(nn.Module):
         shown = (batch["kind"] > 0).float()
         off = F.binary_cross_entropy_with_logits(centre.squeeze(-1), batch["centre"], reduction="none")
         away = (place - batch["place"]).abs().sum(-1)
-        return (
+        loss: torch.Tensor = (
             F.cross_entropy(kind.flatten(0, 1), batch["kind"].flatten(), ignore_index=IGNORED)
             + F.cross_entropy(ink.flatten(0, 1), batch["colour"].flatten(), ignore_index=IGNORED)
             + (off * real).sum() / real.sum() * 2
             + (away * shown).sum() / shown.sum() * 2
         )
+        return loss
 
 
 def encode_pictures(tower: Qwen2VisionTransformerPretrainedModel, batch: Batch) -> torch.Tensor:
@@ -148,7 +153,7 @@ def _tower_block(
 def answer_logits(model: Qwen2VLForConditionalGeneration, cells: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Next-token logits at every token."""
     language = model.model.language_model
-    words = language.embed_tokens(batch.tokens)
+    words: torch.Tensor = language.embed_tokens(batch.tokens)
     pictured = cells.flatten(0, 1)[batch.rows.clamp(min=0)]
     hidden = torch.where((batch.rows >= 0)[..., None], pictured.to(words.dtype), words)
     turns = language.rotary_emb(hidden, batch.positions)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from models import BUNDLED
 from models.training.export import export
-from models.training.loop import Plan, train
+from models.training.loop import train
+from models.training.plan import Plan
 
 _FOLDER = Path(__file__).parents[1] / ".training"
 

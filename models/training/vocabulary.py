@@ -72,6 +72,12 @@ def build_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """The special tokens' numbers."""
+    numbers = {token: tokenizer.token_to_id(token) for token in SPECIAL}
+    return {token: number for token, number in numbers.items() if number is not None}
+
+
 def _sentences() -> Iterator[str]:
     yield from ["system\n", "user\n", "assistant\n"] * 1000
     for questions, answer in wordings.TALK:

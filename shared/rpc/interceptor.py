@@ -86,9 +86,13 @@ async def _end(context: grpc.aio.ServicerContext[Any, Any], fault: Exception) ->
 
 def _method_entry(entry: Any) -> Callable[..., Any]:
     if entry.request_streaming:
-        return grpc.stream_stream_rpc_method_handler if entry.response_streaming else (
-            grpc.stream_unary_rpc_method_handler
+        return (
+            grpc.stream_stream_rpc_method_handler
+            if entry.response_streaming
+            else (grpc.stream_unary_rpc_method_handler)
         )
-    return grpc.unary_stream_rpc_method_handler if entry.response_streaming else (
-        grpc.unary_unary_rpc_method_handler
+    return (
+        grpc.unary_stream_rpc_method_handler
+        if entry.response_streaming
+        else (grpc.unary_unary_rpc_method_handler)
     )

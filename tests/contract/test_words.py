@@ -87,11 +87,11 @@ def test_every_module_says_what_it_is(repository: Path) -> None:
 
 
 def test_files_and_functions_stay_small(repository: Path) -> None:
-    """A file over 350 lines or a function over 50 holds more than one idea."""
+    """A file over 400 lines or a function over 50 holds more than one idea."""
     large = []
     for path in python_files(repository):
         text = path.read_text(encoding="utf-8")
-        if len(text.splitlines()) > 350:
+        if len(text.splitlines()) > 400:
             large.append(f"{path.relative_to(repository)}: {len(text.splitlines())} lines")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

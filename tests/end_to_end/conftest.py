@@ -9,11 +9,18 @@ import openai
 import pytest
 
 from tests.reference import ReferenceModel
-from tests.stack import UpStack
+from tests.stack import START_TIMEOUT_S, UpStack
 
 MODEL = "tiny"
 ITEM_LIMIT = 4
 CONTEXT = 1024
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starting services takes a while on a busy machine: it counts against the first test's time."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(START_TIMEOUT_S + 120))
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from tests.asking import picture, user
-from tests.stack import Stack, clean_environment, free_port
+from tests.stack import START_TIMEOUT_S, Stack, clean_environment, free_port
 
 pytestmark = pytest.mark.end_to_end
 
@@ -81,7 +81,7 @@ def services(
             assert service.command[0] == "percept"
             assert not is_healthy(service)
             running.append(Stack(service.command[1:], environment=clean_environment(**service.environment)))
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + START_TIMEOUT_S
         for name, service in found.items():
             while not is_healthy(service):
                 assert time.monotonic() < deadline, (name, [stack.tail(10) for stack in running])

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from percept.launcher.supervisor import MAX_RESTARTS
-from tests.stack import Stack, UpStack, clean_environment, free_port
+from tests.stack import START_TIMEOUT_S, Stack, UpStack, clean_environment, free_port
 
 pytestmark = pytest.mark.end_to_end
 
@@ -25,7 +25,7 @@ def refused(*arguments: str) -> str:
     """Runs `percept up` that cannot start; returns what it wrote."""
     stack = Stack(["up", "--port", str(free_port()), *arguments])
     try:
-        assert stack.process.wait(timeout=100) == 1, stack.tail()
+        assert stack.process.wait(timeout=START_TIMEOUT_S) == 1, stack.tail()
     finally:
         stack.kill()
     time.sleep(0.1)

@@ -118,17 +118,32 @@ def test_a_sequence_with_few_rows_is_not_passed_over_for_ever() -> None:
     front = ToyFront(block_count=12)
     front.open(A)
     front.deliver(A)
-    patient: int | None = None
-    for number in range(200):
-        while len(front.living()) < (2 if patient is None else 3):
-            front.add(prompt(*text(6, token=number % 7), count=4))
+    front.add(prompt(*text(13), count=6))
+    for _ in range(3):
         front.step()
-        if patient is None:
-            # Older than all that come after it; too long to find room beside two others.
-            patient = front.add(prompt(*text(32), A, *text(1), B), arrival=5.0)
+    # Too long to find room beside one other; and two take turns, so that there always is one.
+    patient = front.add(prompt(*text(32, token=8), A, *text(1), B), arrival=1.5)
+    for number in range(300):
+        while len(front.living()) < 3:
+            front.add(prompt(*text(13, token=number % 7), count=6))
+        front.step()
         if (patient, A) in front.used:
             break
     assert (patient, A) in front.used
+    front.serve_all()
+    front.check_answers()
+
+
+def test_a_long_prompt_that_lacks_nothing_is_passed_by_nobody() -> None:
+    front = ToyFront(block_count=12)
+    for _ in range(2):
+        front.add(prompt(*text(13), count=6))
+        front.step()
+    long = front.add(prompt(*text(36, token=8)))
+    late = [front.add(prompt(*text(5, token=3), count=1)) for _ in range(3)]
+    while not front.answers[long].reports:
+        assert not any(front.answers[sequence_id].ended for sequence_id in late)
+        front.step()
     front.serve_all()
     front.check_answers()
 

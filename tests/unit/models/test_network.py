@@ -7,8 +7,8 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from models.training.conversations import converse
 from models.training.examples import IGNORED, Batch, Shape, build_batch, lay_out
-from models.training.loop import Plan, new_config, rate_share
-from models.training.network import answer_logits, encode_pictures
+from models.training.network import answer_logits, encode_pictures, new_config
+from models.training.plan import Plan, rate_share
 from models.training.vocabulary import IMAGE, build_tokenizer
 
 SMALL = Shape(length=192, sequences=6, pictures=12)

@@ -7,7 +7,8 @@ import pytest
 
 from models.training.cases import SKILLS, cases
 from models.training.conversations import any_scene, compare, converse, follow_up, scene_pair
-from models.training.questions import ASKERS, Turn, describe
+from models.training.questions import ASKERS, Turn
+from models.training.sayings import describe
 from models.training.scenes import Background, Scene, Spoiling, Thing, shapes_scene
 
 

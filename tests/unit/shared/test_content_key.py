@@ -35,4 +35,6 @@ def test_a_key_is_part_of_the_contract() -> None:
 
 def test_what_is_no_key() -> None:
     key = content_key(1, 1, "", b"")
-    assert not any(is_key(text) for text in ("", key[:-1], key + "0", key.upper().replace("0", "G"), "z" * 64))
+    assert not any(
+        is_key(text) for text in ("", key[:-1], key + "0", key.upper().replace("0", "G"), "z" * 64)
+    )
