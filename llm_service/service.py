@@ -155,13 +155,15 @@ class _Announcer:
 
     def __init__(self, server: RunningServer) -> None:
         self._server = server
-        self._changes: asyncio.Queue[bool] = asyncio.Queue(maxsize=0)
+        self._serving = False
+        self._changed = asyncio.Event()
         self._ready = asyncio.Event()
         self._task = asyncio.create_task(self._announce(), name="announce health")
 
     def engine_changed(self, serving: bool) -> None:
-        """Notes a change; the announcement follows in order."""
-        self._changes.put_nowait(serving)
+        """Notes a change; the announcement of the latest follows."""
+        self._serving = serving
+        self._changed.set()
 
     async def wait_until_ready(self, stopping: asyncio.Event) -> None:
         """Waits for the first ready engine, or for the end."""
@@ -180,8 +182,9 @@ class _Announcer:
 
     async def _announce(self) -> None:
         while True:
-            serving = await self._changes.get()
-            if serving:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._serving:
                 await self._server.serving()
                 self._ready.set()
             else:

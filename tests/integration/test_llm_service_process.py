@@ -23,7 +23,7 @@ from shared.rpc.server import wait_until_serving
 from shared.rpc.status import from_rpc_error
 from tests.integration.llm_caller import Caller, Rows, chunk_frame, frames_of, picture, question
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 START = """
 import asyncio, sys
