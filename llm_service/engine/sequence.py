@@ -40,7 +40,7 @@ class Sequence:
         asked: keys that were asked for with `RowsNeeded` and not closed since.
         unused: keys whose rows are not all in the blocks, with the index of the
             span that needs them next, for `RowsUsed`.
-        scheduled_at, first_token_at: monotonic seconds, or None before.
+        scheduled_at: when its first step began, in monotonic seconds, or None before.
     """
 
     def __init__(self, message: AddSequence) -> None:
@@ -64,7 +64,6 @@ class Sequence:
         self.held_up = False
         self.asked: set[str] = set()
         self.scheduled_at: float | None = None
-        self.first_token_at: float | None = None
 
         self._stop_token_ids = frozenset(self.stopping.stop_token_ids)
         self._media_end = self.spans[-1].start + self.spans[-1].length if self.spans else 0
