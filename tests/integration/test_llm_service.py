@@ -46,6 +46,8 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)
 MAX_PENDING = 24
 MAX_MODEL_LEN = 512
 ROW_BYTES = 64 * 4
+STORE_PAGES = 3
+"""The embedding store's size: each of the small pictures here takes one page of it."""
 
 
 @dataclass
@@ -78,7 +80,7 @@ async def bench(
         max_model_len=MAX_MODEL_LEN,
         max_num_batched_tokens=32,
         kv_cache_gib=0.02,
-        embedding_store_gib=0.001,
+        embedding_store_gib=STORE_PAGES * 4096 / 1024**3,
         max_pending_requests=MAX_PENDING,
         limit_mm_per_prompt={"image": 3},
         default_deadline_s=60,
