@@ -26,8 +26,8 @@ RESTART_WINDOW_S = 120.0
 FIRST_BACK_OFF_S = 0.5
 LONGEST_BACK_OFF_S = 8.0
 
-GRACE_S = 30.0
-"""Time to drain before a service is killed."""
+SPARE_S = 5.0
+"""Seconds beyond a service's own grace after which it is killed."""
 
 
 class ServiceDiedError(Exception):
@@ -111,16 +111,19 @@ class Supervisor:
         await asyncio.wait(self._keepers, return_when=asyncio.FIRST_COMPLETED)
         self._raise_if_dead()
 
-    async def stop(self, grace_s: float = GRACE_S) -> None:
+    async def stop(self) -> None:
         """Stops everything: the gateway first, so that its requests can finish."""
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
-        gateway = self._running.pop(GATEWAY.name, None)
-        if gateway is not None:
-            await gateway.stop(grace_s)
-        await asyncio.gather(*(process.stop(grace_s) for process in self._running.values()))
+        gateways = [name for name in self._running if name == GATEWAY.name]
+        await self._stop_each(gateways)
+        await self._stop_each([name for name in self._running if name not in gateways])
         self._running.clear()
+
+    async def _stop_each(self, names: list[str]) -> None:
+        grace_s = {service.name: _grace_s(service) for service in self._plan.services}
+        await asyncio.gather(*(self._running[name].stop(grace_s[name]) for name in names))
 
     def kill(self) -> None:
         """Ends everything at once."""
@@ -189,3 +192,8 @@ class Supervisor:
     def _tail_of(self, name: str) -> list[str]:
         process = self._running.get(name)
         return process.tail if process is not None else []
+
+
+def _grace_s(service: PlannedService) -> float:
+    """Seconds that a service gets to drain, by its own settings."""
+    return float(getattr(service.settings, "drain_grace_s", 0.0)) + SPARE_S

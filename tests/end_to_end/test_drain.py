@@ -16,7 +16,7 @@ from tests.stack import UpStack
 
 pytestmark = pytest.mark.end_to_end
 
-TOKENS = 400
+TOKENS = 200
 
 
 async def test_requests_in_flight_finish_and_new_ones_find_nobody(
