@@ -196,4 +196,4 @@ class Supervisor:
 
 def _grace_s(service: PlannedService) -> float:
     """Seconds that a service gets to drain, by its own settings."""
-    return float(getattr(service.settings, "drain_grace_s", 0.0)) + SPARE_S
+    return float(getattr(service.settings, "drain_grace_s", 30.0)) + SPARE_S
