@@ -14,8 +14,33 @@ from models.training.sayings import SIDES, sentence, yes_or_no
 from models.training.scenes import COLOURS, Scene, Thing, number_scene, shapes_scene
 
 _TRIES = 40
-_SKILL_WEIGHTS = {"describe": 3, "colour": 2, "shape": 2, "count": 4, "position": 5, "presence": 3}
 _NUMBER_SKILL_WEIGHTS = {"describe": 1, "colour": 1, "presence": 1, "number": 3}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How often each kind of conversation comes, how often a number, and how often each skill is asked for.
+
+    `counts` weighs scenes of one to five shapes; None leaves that to the scenes' own taste.
+    """
+
+    kinds: tuple[int, int, int, int]
+    numbers: float
+    skills: tuple[tuple[str, int], ...]
+    counts: tuple[int, ...] | None = None
+
+
+BROAD = Lesson(
+    kinds=(64, 22, 11, 3),
+    numbers=0.27,
+    skills=(("describe", 3), ("colour", 2), ("shape", 2), ("count", 4), ("position", 5), ("presence", 3)),
+)
+HARD = Lesson(
+    kinds=(74, 17, 8, 1),
+    numbers=0.15,
+    skills=(("describe", 3), ("colour", 3), ("shape", 1), ("count", 4), ("position", 12), ("presence", 1)),
+    counts=(3, 34, 43, 10, 10),
+)
 
 
 @dataclass(frozen=True)
@@ -33,18 +58,18 @@ class Conversation:
     exchanges: tuple[Exchange, ...]
 
 
-def converse(rng: random.Random, length: int) -> Conversation:
+def converse(rng: random.Random, length: int, lesson: Lesson = BROAD) -> Conversation:
     """A conversation of `length` exchanges, of any kind."""
-    kind = rng.choices((_about_one, _about_two, _about_one_then_another, _without_pictures), (64, 22, 11, 3))[
-        0
-    ]
-    turns = kind(rng)
+    kind = rng.choices((_about_one, _about_two, _about_one_then_another, _without_pictures), lesson.kinds)[0]
+    turns = kind(rng, lesson)
     exchanges = tuple(next(turns) for _ in range(length))
     return Conversation(rng.choice(wordings.SYSTEM) if rng.random() < 0.08 else None, exchanges)
 
 
-def any_scene(rng: random.Random) -> Scene:
-    return number_scene(rng) if rng.random() < 0.27 else shapes_scene(rng)
+def any_scene(rng: random.Random, lesson: Lesson = BROAD) -> Scene:
+    if rng.random() < lesson.numbers:
+        return number_scene(rng)
+    return shapes_scene(rng, rng.choices((1, 2, 3, 4, 5), lesson.counts)[0] if lesson.counts else None)
 
 
 def scene_pair(rng: random.Random) -> tuple[Scene, Scene]:
@@ -57,9 +82,9 @@ def scene_pair(rng: random.Random) -> tuple[Scene, Scene]:
     return (any_scene(rng), any_scene(rng)) if roll < 0.75 else (shapes_scene(rng), shapes_scene(rng))
 
 
-def ask_any(rng: random.Random, scene: Scene) -> Turn:
+def ask_any(rng: random.Random, scene: Scene, lesson: Lesson = BROAD) -> Turn:
     """A question about the scene by itself, hard skills more often."""
-    weights = _SKILL_WEIGHTS if scene.number is None else _NUMBER_SKILL_WEIGHTS
+    weights = dict(lesson.skills) if scene.number is None else _NUMBER_SKILL_WEIGHTS
     while True:
         skill = rng.choices(list(weights), list(weights.values()))[0]
         turn = ask(rng, skill, scene)
@@ -139,46 +164,48 @@ def _small_talk(rng: random.Random) -> Turn:
     return Turn("talk", wordings.typed(rng, rng.choice(questions)), answer)
 
 
-def _next_turn(rng: random.Random, scene: Scene, previous: Turn | None) -> Turn:
+def _next_turn(rng: random.Random, scene: Scene, previous: Turn | None, lesson: Lesson) -> Turn:
     if previous is not None and rng.random() < 0.03:
         return _small_talk(rng)
     following = follow_up(rng, scene, previous) if previous is not None and rng.random() < 0.4 else None
-    return following or ask_any(rng, scene)
+    return following or ask_any(rng, scene, lesson)
 
 
-def _about_one(rng: random.Random) -> Iterator[Exchange]:
-    scene = any_scene(rng)
-    turn = _next_turn(rng, scene, None)
+def _about_one(rng: random.Random, lesson: Lesson) -> Iterator[Exchange]:
+    scene = any_scene(rng, lesson)
+    turn = _next_turn(rng, scene, None, lesson)
     yield Exchange(turn, (scene,), rng.random() < 0.25)
     while True:
-        turn = _next_turn(rng, scene, turn)
+        turn = _next_turn(rng, scene, turn, lesson)
         yield Exchange(turn)
 
 
-def _about_two(rng: random.Random) -> Iterator[Exchange]:
+def _about_two(rng: random.Random, lesson: Lesson) -> Iterator[Exchange]:
+    del lesson
     one, other = scene_pair(rng)
     yield Exchange(compare(rng, one, other), (one, other), rng.random() < 0.25)
     while True:
         yield Exchange(compare(rng, one, other))
 
 
-def _about_one_then_another(rng: random.Random) -> Iterator[Exchange]:
+def _about_one_then_another(rng: random.Random, lesson: Lesson) -> Iterator[Exchange]:
     """A second picture comes later; what is asked then is about it, or about both."""
     one, other = scene_pair(rng)
-    turn = _next_turn(rng, one, None)
+    turn = _next_turn(rng, one, None, lesson)
     yield Exchange(turn, (one,), rng.random() < 0.25)
     for _ in range(rng.randrange(2)):
-        turn = _next_turn(rng, one, turn)
+        turn = _next_turn(rng, one, turn, lesson)
         yield Exchange(turn)
-    turn = ask_any(rng, other)
+    turn = ask_any(rng, other, lesson)
     yield Exchange(turn, (other,), rng.random() < 0.25)
     while True:
-        turn = compare(rng, one, other) if rng.random() < 0.5 else _next_turn(rng, other, turn)
+        turn = compare(rng, one, other) if rng.random() < 0.5 else _next_turn(rng, other, turn, lesson)
         yield Exchange(turn)
 
 
-def _without_pictures(rng: random.Random) -> Iterator[Exchange]:
+def _without_pictures(rng: random.Random, lesson: Lesson) -> Iterator[Exchange]:
     """Small talk, and questions about a picture that was never sent."""
+    del lesson
     while True:
         if rng.random() < 0.7:
             yield Exchange(_small_talk(rng))

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from models.training import vocabulary
-from models.training.conversations import Conversation, Exchange, converse
+from models.training.conversations import BROAD, Conversation, Exchange, Lesson, converse
 from models.training.drawing import draw
 from models.training.pixels import (
     MERGE,
@@ -133,13 +133,13 @@ def _upper_bound(tokenizer: Tokenizer, exchange: Exchange) -> int:
     return len(words) + 11 + sum(2 + MOST_CELLS for _ in exchange.scenes)
 
 
-def build_batch(tokenizer: Tokenizer, shape: Shape, seed: int, number: int) -> Batch:
+def build_batch(tokenizer: Tokenizer, shape: Shape, seed: int, number: int, lesson: Lesson = BROAD) -> Batch:
     """Batch `number`: conversations until the pictures run out, then conversations dropped for room."""
     rng = random.Random(f"{seed}/{number}")
     sequences: list[_Sequence] = []
     pictures = 0
     while len(sequences) < shape.sequences:
-        sequence = lay_out(tokenizer, converse(rng, _MOST_EXCHANGES), shape.length, rng)
+        sequence = lay_out(tokenizer, converse(rng, _MOST_EXCHANGES, lesson), shape.length, rng)
         if pictures + len(sequence.scenes) <= shape.pictures:
             sequences.append(sequence)
             pictures += len(sequence.scenes)

@@ -19,6 +19,7 @@ import torch.multiprocessing
 from tqdm import tqdm
 
 from models.training import vocabulary
+from models.training.conversations import BROAD, HARD
 from models.training.examples import build_batch
 from models.training.network import Learner, new_config
 from models.training.optimizers import Optimizers
@@ -45,7 +46,7 @@ def _work(number: int, plan: Plan, folder: Path, meeting: Path) -> None:
     )
     worker = Worker(number, plan, folder)
     bar = tqdm(
-        total=plan.steps,
+        total=plan.total,
         initial=worker.done,
         desc="percept-tiny",
         unit="step",
@@ -53,12 +54,12 @@ def _work(number: int, plan: Plan, folder: Path, meeting: Path) -> None:
         disable=number > 0,
     )
     with bar:
-        while worker.done < plan.steps:
+        while worker.done < plan.total:
             spoken, seen = worker.step()
             bar.update()
             if worker.done % 10 == 0:
                 bar.set_postfix(answers=f"{spoken:.4f}", cells=f"{seen:.4f}")
-            if number == 0 and (worker.done % plan.save_every == 0 or worker.done == plan.steps):
+            if number == 0 and (worker.done % plan.save_every == 0 or worker.done == plan.total):
                 worker.save()
                 worker.log(spoken, seen)
     torch.distributed.destroy_process_group()
@@ -84,7 +85,8 @@ class Worker:
     def step(self) -> tuple[float, float]:
         """One step on this worker's share of the batch; the losses of answers and of cells."""
         share = self.done * self._plan.workers + self._number
-        batch = build_batch(self._tokenizer, SHAPE, self._plan.seed, share)
+        lesson = HARD if self.done >= self._plan.steps else BROAD
+        batch = build_batch(self._tokenizer, SHAPE, self._plan.seed, share, lesson)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             spoken, seen = self._forward(batch.tensors())
         (spoken + seen).backward()  # type: ignore[no-untyped-call]
@@ -127,7 +129,7 @@ class Worker:
         self._learner.load_state_dict(state["learner"])
         self._optimizers.load(state["optimizers"])
         done: int = state["done"]
-        return min(done, self._plan.steps)
+        return min(done, self._plan.total)
 
 
 def _average_gradients(learner: Learner, workers: int) -> None:

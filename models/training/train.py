@@ -16,7 +16,7 @@ _FOLDER = Path(__file__).parents[1] / ".training"
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.training.train", description=__doc__)
-    parser.add_argument("--steps", type=int, default=Plan.steps, help="steps of the whole run")
+    parser.add_argument("--steps", type=int, default=Plan.steps, help="steps before the refining ones")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--workers", type=int, default=Plan.workers, help="processes of one thread each")
     parser.add_argument("--folder", type=Path, default=_FOLDER, help="where checkpoints and the log go")
