@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +29,19 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         assert stack.stop() == 0
     finally:
         stack.kill()
+
+
+def cases() -> list[dict[str, Any]]:
+    """The questions about the pictures in examples/, with their right answers."""
+    found: list[dict[str, Any]] = json.loads((EXAMPLE_REQUEST.parent / "answers.json").read_text())
+    return found
+
+
+def asked() -> str:
+    """The question of the example request."""
+    content = json.loads(EXAMPLE_REQUEST.read_text())["messages"][0]["content"]
+    (text,) = [part["text"] for part in content if part["type"] == "text"]
+    return str(text)
 
 
 def ready_line(stack: Stack) -> str:
@@ -50,19 +66,33 @@ def test_the_printed_command_answers_rightly(newcomer: Stack, tmp_path: Path) ->
         check=True,
     )
     answer = json.loads(done.stdout)
-    expected = (EXAMPLE_REQUEST.parent / "request.answer.txt").read_text().strip()
+    (expected,) = [case["answer"] for case in cases() if case["question"] == asked()]
     assert answer["choices"][0]["message"]["content"].strip() == expected
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert answer["model"] == "percept-tiny"
 
 
+@pytest.mark.parametrize("index", range(len(cases())))
+def test_the_examples_are_answered_rightly(newcomer: Stack, repository: Path, index: int) -> None:
+    case = cases()[index]
+    url = re.findall(r"http://[^/ ]+", ready_line(newcomer))[0]
+    images = [word for name in case["pictures"] for word in ("--image", str(repository / "examples" / name))]
+    command = [sys.executable, "-m", "percept", "chat", "--url", url, *images, case["question"]]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=clean_environment(), check=True
+    )
+    assert done.stdout.strip() == case["answer"]
+
+
 def test_the_request_holds_the_picture_beside_it(repository: Path) -> None:
-    request = json.loads(EXAMPLE_REQUEST.read_text())
-    (url,) = [
-        part["image_url"]["url"] for part in request["messages"][0]["content"] if part["type"] == "image_url"
-    ]
+    """After drawing other pictures, write examples/request.json again."""
+    content = json.loads(EXAMPLE_REQUEST.read_text())["messages"][0]["content"]
+    (url,) = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
     payload = base64.b64decode(url.partition(",")[2])
     assert payload == (repository / "examples" / "shapes.png").read_bytes()
+    assert {"pictures": ["shapes.png"], "question": asked()} in [
+        {"pictures": case["pictures"], "question": case["question"]} for case in cases()
+    ]
 
 
 def test_the_model_is_small_and_complete(repository: Path) -> None:
