@@ -71,7 +71,8 @@ class WindowDetokenizer:
 
     def add(self, token_id: int) -> str:
         """Takes the next token and returns the text that is certain now, maybe none."""
-        if token_id in self._special_ids:
+        # Rows that pad a model's vocabulary have no token, and the tokenizer passes them over.
+        if token_id in self._special_ids or self._tokenizer.id_to_token(token_id) is None:
             return ""
         self._window.append(token_id)
         if token_id in self._byte_piece_ids:

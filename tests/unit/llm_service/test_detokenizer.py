@@ -75,6 +75,12 @@ def test_a_space_after_a_special_token_is_kept_in_the_sentencepiece_style() -> N
     assert "".join(pieces_of("llama", token_ids)) == "the the the"
 
 
+def test_an_id_without_a_token_does_not_end_a_run_of_byte_pieces() -> None:
+    tokenizer, _ = tokenizer_of("llama")
+    first, padding, second = tokenizer.convert_tokens_to_ids("<0x00>"), len(tokenizer), 131
+    assert "".join(pieces_of("llama", [first, padding, second])) == tokenizer.decode([first, second])
+
+
 @pytest.mark.parametrize("style", BUILDERS)
 def test_the_bytes_of_a_text_are_those_of_its_tokens(style: str) -> None:
     tokenizer, table = tokenizer_of(style)
