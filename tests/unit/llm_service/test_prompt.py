@@ -245,12 +245,12 @@ def test_the_kind_of_content_is_found_out() -> None:
 
 
 async def test_a_far_too_long_text_is_refused_by_its_beginning() -> None:
-    """Two megabytes that would take many seconds to tokenise."""
+    """Two megabytes that would take half a minute to tokenise."""
     request = chat(message("user", "word " * 400_000))
     started = time.perf_counter()
     with pytest.raises(ContextLengthError, match=r"maximum context length is 100 tokens.* at least"):
         await builder_of("qwen").build(request, 100)
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 10
 
 
 async def test_a_text_just_too_long_is_refused_with_its_count() -> None:
