@@ -7,7 +7,6 @@ takes a layout and rows to come.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -15,6 +14,8 @@ from functools import partial
 
 import grpc
 
+from encoder_service.addresses import ADDRESS, AllowedAddresses
+from encoder_service.call_end import CallEnd
 from encoder_service.encoding import Encoding
 from encoder_service.single_flight import SingleFlight
 from protos.llm.v1 import embedding_service_pb2, embedding_service_pb2_grpc
@@ -26,7 +27,6 @@ from shared.rpc.status import from_rpc_error
 from shared.telemetry import Stopwatch
 from shared.wire import chunk_ranges, header_to_wire
 
-_ADDRESS = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
 _MAX_CHANNEL_COUNT = 64
 
 PutRequest = embedding_service_pb2.PutEmbeddingsRequest
@@ -41,19 +41,19 @@ class Delivery:
     """
 
     def __init__(self, allowed: Collection[str]) -> None:
-        self._allowed = frozenset(allowed)
+        self._allowed = AllowedAddresses(allowed)
         self._channels = _Channels()
         self._pushes: SingleFlight[tuple[str, str], None, float] = SingleFlight()
 
-    def check(self, address: str) -> None:
+    async def check(self, address: str) -> None:
         """Checks an address before anything else is done for its caller.
 
         Raises:
             InvalidRequestError: no HOST:PORT, or not one of those allowed.
         """
-        if not _ADDRESS.fullmatch(address):
+        if not ADDRESS.fullmatch(address):
             raise InvalidRequestError("the delivery address is no HOST:PORT", param="delivery_address")
-        if self._allowed and address not in self._allowed:
+        if not await self._allowed.allow(address):
             raise InvalidRequestError(
                 "the delivery address is none of this encoder's LLM services", param="delivery_address"
             )
@@ -112,17 +112,17 @@ async def _send(call: PutCall, header: PutRequest, encoding: Encoding) -> float:
     An LLM service that has the item already, or needs it no more, may answer at
     any time: the rest is then not sent.
     """
+    end = CallEnd(call)
     await call.write(header)
     item = await _rows_or_end(call, encoding)
     stopwatch = Stopwatch()
     if item is not None:
-        # A write fails where the answer came meanwhile, and then grpc.aio blames
-        # itself (grpc/grpc#36066). What the answer is, the call says below.
+        # A write fails where the answer came meanwhile; the call's end tells which.
         with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
-            for frame in _chunks(item):
-                await call.write(frame)
+            for chunk in tensor_chunks(item):
+                await call.write(PutRequest(chunk=chunk))
             await call.done_writing()
-    await call
+    await end.raise_for_status()
     return stopwatch.seconds()
 
 
@@ -136,11 +136,6 @@ async def _rows_or_end(call: PutCall, encoding: Encoding) -> EncodedItem | None:
     finally:
         ended.cancel()
         rows.cancel()
-
-
-def _chunks(item: EncodedItem) -> Iterator[PutRequest]:
-    for chunk in tensor_chunks(item):
-        yield PutRequest(chunk=chunk)
 
 
 def tensor_chunks(item: EncodedItem) -> Iterator[tensor_pb2.TensorChunk]:

@@ -81,7 +81,7 @@ class EncoderServicer(encoder_service_pb2_grpc.EncoderServiceServicer):
         header = await receive_header(request_iterator)
         self._rules.check(header)
         if header.delivery_address:
-            self._parts.delivery.check(header.delivery_address)
+            await self._parts.delivery.check(header.delivery_address)
         with ExitStack() as stack:
             encoding = stack.enter_context(self._parts.encodings.held(header.item.key))
             wanted = encoding is None

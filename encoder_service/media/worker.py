@@ -54,7 +54,6 @@ def work(channel: socket.socket, factory: Callable[[], Preprocessor], limits: Wo
         except PerceptError as error:
             messages.send(channel, messages.from_error(error))
             return
-        _single_thread()
         _limit_memory(limits.memory_byte_count)
         messages.send(channel, messages.Ready())
         _serve(channel, preprocessor, limits)
@@ -122,15 +121,6 @@ def _process(
         return preprocessor.accept_embeddings(read_fields(payload))
     settings = messages.decoded_settings(job.settings)
     return preprocessor.preprocess_image(decode_picture(payload, max_pixel_count), settings)
-
-
-def _single_thread() -> None:
-    """One item, one core: parallelism is the number of workers."""
-    import sys
-
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(1)
 
 
 def _limit_memory(byte_count: int) -> None:

@@ -103,7 +103,7 @@ async def test_a_killed_service_leaves_no_process_behind(
         children = children_of(process)
         assert len(children) >= 3, "the template and two workers"
         process.kill()
-        await until(lambda: have_ended(children), 5)
+        await until(lambda: have_ended(children), 30)
 
 
 async def test_a_service_under_load_survives_its_workers_and_drains_on_a_signal(
@@ -140,7 +140,7 @@ async def drain(
         assert process.poll() is None
         call.cancel()
         assert await asyncio.to_thread(process.wait, 30) == 0
-    await until(lambda: have_ended(children), 5)
+    await until(lambda: have_ended(children), 30)
 
 
 def _workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from encoder_service.addresses import AllowedAddresses
 from encoder_service.delivery import Delivery
 from encoder_service.encoding import Kept, Layout, Timings
 from shared.errors import DeadlineError, InvalidRequestError, UnavailableError
@@ -170,15 +171,33 @@ async def test_when_the_last_caller_leaves_the_push_breaks_off() -> None:
     "address",
     ["", "host", "host:", ":50051", "unix:/tmp/socket:1", "dns:///a:1", "a/b:1", "a:123456", "a b:1"],
 )
-def test_addresses_that_are_no_host_and_port_are_refused(address: str) -> None:
+async def test_addresses_that_are_no_host_and_port_are_refused(address: str) -> None:
     with pytest.raises(InvalidRequestError, match="HOST:PORT"):
-        Delivery([]).check(address)
+        await Delivery([]).check(address)
 
 
-def test_only_the_named_addresses_are_allowed() -> None:
-    delivery = Delivery(["llm-0:50052", "[::1]:50052"])
-    delivery.check("llm-0:50052")
-    delivery.check("[::1]:50052")
-    with pytest.raises(InvalidRequestError, match="none of"):
-        delivery.check("llm-1:50052")
-    Delivery([]).check("llm-1:50052")
+async def test_only_the_named_addresses_are_allowed() -> None:
+    delivery = Delivery(["127.0.0.1:50052", "[::1]:50052"])
+    await delivery.check("127.0.0.1:50052")
+    await delivery.check("[::1]:50052")
+    for other in ("127.0.0.1:50053", "127.0.0.2:50052", "elsewhere:50052"):
+        with pytest.raises(InvalidRequestError, match="none of"):
+            await delivery.check(other)
+    await Delivery([]).check("elsewhere:50052")
+
+
+async def test_what_a_named_service_resolves_to_is_allowed() -> None:
+    await Delivery(["localhost:50052"]).check("127.0.0.1:50052")
+    replicas = {"10.0.0.1:50052"}
+    asked = []
+
+    async def resolve(host: str, port: str) -> set[str]:
+        asked.append((host, port))
+        return set(replicas)
+
+    allowed = AllowedAddresses(["llm:50052"], resolve)
+    assert await allowed.allow("10.0.0.1:50052")
+    assert not await allowed.allow("10.0.0.2:50052")
+    assert not await allowed.allow("10.0.0.3:50052")
+    assert asked == [("llm", "50052")], "unknown addresses make no storm of look-ups"
+    assert await allowed.allow("llm:50052")
