@@ -40,6 +40,7 @@ class UpConsole:
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
+            refresh_per_second=4,
         )
 
     def __enter__(self) -> UpConsole:
