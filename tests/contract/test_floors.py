@@ -37,3 +37,17 @@ def test_importing_stays_light(module: str, forbidden: set[str]) -> None:
         [sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_gateways_command_needs_only_its_own_libraries() -> None:
+    """Its image installs no extra: what the others need is not there."""
+    absent = ["torch", "transformers", "numpy", "PIL", "safetensors", "huggingface_hub", "msgspec", "jinja2"]
+    probe = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
+        "import gateway.service, percept.commands.up, percept.commands.chat, percept.up_settings\n"
+        "print(len(percept.up_settings.settings_classes()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.strip() == "4", done.stderr
