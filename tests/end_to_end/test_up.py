@@ -46,6 +46,7 @@ def test_a_model_that_is_not_there_is_named() -> None:
 
 def test_a_model_of_no_known_family_says_which_there_are(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
+    (tmp_path / "model.safetensors").touch()
     text = refused("--model", str(tmp_path))
     assert "resnet" in text
     assert "llava, qwen2_5_vl, qwen2_vl" in text
