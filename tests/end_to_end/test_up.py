@@ -44,10 +44,14 @@ def test_a_model_that_is_not_there_is_named() -> None:
     assert "/no/such/checkpoint" in text
 
 
-def test_a_model_of_no_known_family_says_which_there_are(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
-    (tmp_path / "model.safetensors").touch()
-    text = refused("--model", str(tmp_path))
+def test_a_model_of_no_known_family_says_which_there_are(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "foreign"
+    shutil.copytree(tiny_checkpoint("qwen2_vl"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "resnet"}))
+    text = refused("--model", str(folder))
     assert "resnet" in text
     assert "llava, qwen2_5_vl, qwen2_vl" in text
 
