@@ -5,7 +5,10 @@ Knows token counts alone. The errors keep the words that clients look for.
 
 from __future__ import annotations
 
-from shared.errors import ContextLengthError
+from shared.errors import ContextLengthError, InvalidRequestError
+
+COUNTED_CONTEXTS = 4
+"""Context lengths of a text that is still counted for a caller who only wants to know."""
 
 
 def check_length(token_count: int, max_model_len: int, *, at_least: bool = False) -> None:
@@ -40,3 +43,21 @@ def answer_room(token_count: int, wanted: int | None, max_model_len: int) -> int
             param="stopping.max_token_count",
         )
     return max_model_len - token_count if wanted is None else wanted
+
+
+def check_countable(token_count: int, max_model_len: int) -> None:
+    """Refuses to turn a text of many times the context's length into tokens, or tokens into text.
+
+    Args:
+        token_count: tokens that there are, or that there are at least.
+
+    Raises:
+        InvalidRequestError: there are too many.
+    """
+    limit = COUNTED_CONTEXTS * max_model_len
+    if token_count > limit:
+        raise InvalidRequestError(
+            f"at most {limit} tokens are counted, {COUNTED_CONTEXTS} times the model's maximum context "
+            f"length; there are at least {token_count}",
+            param="prompt",
+        )

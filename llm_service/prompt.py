@@ -12,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+from llm_service.bounded_encoding import encode_bounded
 from llm_service.chat_template import ChatMessage, ChatTemplate, MediaMark
-from llm_service.context_length import check_length
+from llm_service.context_length import COUNTED_CONTEXTS, check_countable, check_length
 from llm_service.laid_out_prompt import LaidOutPrompt
-from llm_service.special_tokens import SpecialTokenGuard
+from llm_service.side_thread import SideThread
+from llm_service.special_tokens import SpecialTokenGuard, special_token_pattern
 from llm_service.text_tokenizer import TextTokenizer
 from protos.llm.v1 import llm_service_pb2 as pb
 from protos.media.v1 import media_pb2
@@ -24,12 +26,6 @@ from shared.errors import InvalidRequestError
 from shared.families.base import MediaInfo, Modality, PromptLayout
 
 T = TypeVar("T")
-
-_CHARACTERS_PER_TOKEN = 8
-"""More than ordinary texts have: a longer text is looked at in two steps."""
-
-_CUT_TOKENS = 16
-"""By how much a cut in the middle of a text may raise the number of its tokens, amply."""
 
 MAX_ITEM_SETTINGS_LENGTH = 4096
 MAX_REQUEST_ID_LENGTH = 128
@@ -84,7 +80,13 @@ class PromptBuilder:
         self._template = template
         self._vocabulary_size = vocabulary_size
         self._modality_of_id = {token_id: modality for modality, token_id in layout.placeholder_ids().items()}
+        placeholders = (tokenizer.backend.id_to_token(token_id) for token_id in self._modality_of_id)
+        # A checkpoint need not flag its placeholders as special, and typed ones are text all the same.
+        self._guarded = special_token_pattern(
+            tokenizer.table.special_tokens.union(filter(None, placeholders))
+        )
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="prompt")
+        self._side_thread = SideThread("the tokenizer")
 
     async def build(self, request: pb.GenerateRequest, max_model_len: int) -> Prompt:
         """Checks and tokenises a request's prompt.
@@ -94,35 +96,55 @@ class PromptBuilder:
             ContextLengthError: it is too long even without the rows of its media.
         """
         items = self._items(request.media)
-        render = self._renderer(request, [item.modality for item in items])
+        render = self._renderer(request, [item.modality for item in items], max_model_len)
 
         def tokenize() -> list[int]:
             rendered = render()
             if isinstance(rendered, list):
                 return rendered
-            self._check_beginning(rendered.pieces, max_model_len)
-            return self.tokenizer.encode_pieces(rendered.pieces)
+            return encode_bounded(
+                self.tokenizer,
+                rendered.pieces,
+                max_model_len,
+                lambda count: check_length(count, max_model_len, at_least=True),
+            )
 
         token_ids = await self.in_thread(tokenize)
         check_length(len(token_ids), max_model_len)
         self._check_tokens(token_ids, items)
         return Prompt(token_ids, items)
 
-    async def tokenize(self, request: pb.TokenizeRequest) -> list[int]:
+    async def tokenize(self, request: pb.TokenizeRequest, max_model_len: int) -> tuple[list[int], list[str]]:
         """Tokenises without generating; media parts give one placeholder each.
 
+        Returns:
+            Token ids and the text of each.
+
         Raises:
-            InvalidRequestError: the prompt breaks a rule.
+            InvalidRequestError: the prompt breaks a rule, or is many times too long.
+            OverloadedError: too many such calls wait.
         """
-        match request.WhichOneof("prompt"):
-            case "conversation":
-                indexes = _media_indexes(request.conversation)
-                modalities: list[Modality] = ["image"] * len(indexes)
-                render = self._conversation_renderer(request.conversation, modalities)
-                return await self.in_thread(lambda: self.tokenizer.encode_pieces(render().pieces))
-            case "text":
-                return await self.in_thread(lambda: self.tokenizer.encode(request.text))
-        raise InvalidRequestError("a prompt is required", param="prompt")
+        render = self._countable_renderer(request)
+
+        def tokenize() -> tuple[list[int], list[str]]:
+            limit = COUNTED_CONTEXTS * max_model_len
+            token_ids = encode_bounded(
+                self.tokenizer, render().pieces, limit, lambda count: check_countable(count, max_model_len)
+            )
+            check_countable(len(token_ids), max_model_len)
+            return token_ids, [self.tokenizer.table.text(token_id) for token_id in token_ids]
+
+        return await self._side_thread.run(tokenize)
+
+    async def detokenize(self, token_ids: Sequence[int], max_model_len: int) -> str:
+        """Turns tokens into text.
+
+        Raises:
+            InvalidRequestError: there are too many, or one is not in the vocabulary.
+            OverloadedError: too many such calls wait.
+        """
+        check_countable(len(token_ids), max_model_len)
+        return await self._side_thread.run(lambda: self.tokenizer.decode(self._checked_ids(token_ids)))
 
     async def lay_out(self, prompt: Prompt, media: Sequence[MediaInfo]) -> LaidOutPrompt:
         """Lays out the prompt with the rows of its items.
@@ -145,6 +167,7 @@ class PromptBuilder:
     def close(self) -> None:
         """Lets the threads end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._side_thread.close()
 
     def _items(self, media: Iterable[media_pb2.MediaItem]) -> tuple[Item, ...]:
         items = tuple(_item(item, f"media[{index}]") for index, item in enumerate(media))
@@ -157,7 +180,7 @@ class PromptBuilder:
         return items
 
     def _renderer(
-        self, request: pb.GenerateRequest, modalities: Sequence[Modality]
+        self, request: pb.GenerateRequest, modalities: Sequence[Modality], max_model_len: int
     ) -> Callable[[], RenderedText | list[int]]:
         """Checks what is cheap to check and returns the rest, for a thread."""
         match request.WhichOneof("prompt"):
@@ -166,7 +189,17 @@ class PromptBuilder:
             case "text":
                 return lambda: RenderedText([request.text])
             case "token_ids":
+                check_length(len(request.token_ids.ids), max_model_len)
                 return lambda: self._checked_ids(request.token_ids.ids)
+        raise InvalidRequestError("a prompt is required", param="prompt")
+
+    def _countable_renderer(self, request: pb.TokenizeRequest) -> Callable[[], RenderedText]:
+        match request.WhichOneof("prompt"):
+            case "conversation":
+                modalities: list[Modality] = ["image"] * len(_media_indexes(request.conversation))
+                return self._conversation_renderer(request.conversation, modalities)
+            case "text":
+                return lambda: RenderedText([request.text])
         raise InvalidRequestError("a prompt is required", param="prompt")
 
     def _conversation_renderer(
@@ -177,7 +210,7 @@ class PromptBuilder:
                 "the model has no chat template; give one with --chat-template", param="messages"
             )
         template = self._template
-        guard = SpecialTokenGuard(self.tokenizer.special_pattern)
+        guard = SpecialTokenGuard(self._guarded)
         open_turn, continue_last = _turn_end(conversation)
         messages = self._messages(conversation, modalities, template)
 
@@ -210,14 +243,6 @@ class PromptBuilder:
             ChatMessage(message.role, tuple(_part(part, modalities) for part in message.parts))
             for message in conversation.messages
         ]
-
-    def _check_beginning(self, pieces: Sequence[str], max_model_len: int) -> None:
-        """Refuses a far too long text by the tokens of its beginning: the rest would take long."""
-        length = max_model_len * _CHARACTERS_PER_TOKEN
-        for piece in pieces:
-            if len(piece) > length:
-                token_count = len(self.tokenizer.encode(piece[:length])) - _CUT_TOKENS
-                check_length(token_count, max_model_len, at_least=True)
 
     def _checked_ids(self, ids: Sequence[int]) -> list[int]:
         for index, token_id in enumerate(ids):

@@ -7,7 +7,7 @@ and the engine have their own modules.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -91,22 +91,16 @@ class LlmServicer(pb_grpc.LlmServiceServicer):
     ) -> pb.TokenizeResponse:
         """Turns a prompt into tokens."""
         self._check_model(request.model)
-        token_ids = await self._parts.prompts.tokenize(request)
-        table = self._parts.prompts.tokenizer.table
-        return pb.TokenizeResponse(
-            token_ids=token_ids,
-            token_texts=[table.text(token_id) for token_id in token_ids],
-            max_model_len=self._max_model_len(),
-        )
+        max_model_len = self._max_model_len()
+        token_ids, texts = await self._parts.prompts.tokenize(request, max_model_len)
+        return pb.TokenizeResponse(token_ids=token_ids, token_texts=texts, max_model_len=max_model_len)
 
     async def Detokenize(
         self, request: pb.DetokenizeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.DetokenizeResponse:
         """Turns tokens into text."""
         self._check_model(request.model)
-        self._check_ids(request.token_ids)
-        prompts = self._parts.prompts
-        text = await prompts.in_thread(lambda: prompts.tokenizer.decode(request.token_ids))
+        text = await self._parts.prompts.detokenize(request.token_ids, self._max_model_len())
         return pb.DetokenizeResponse(text=text)
 
     async def GetModel(
@@ -152,14 +146,6 @@ class LlmServicer(pb_grpc.LlmServiceServicer):
     def _check_model(self, model: str) -> None:
         if model and model not in self._facts.names:
             raise UnknownModelError(f"The model `{model[:128]}` does not exist.", param="model")
-
-    def _check_ids(self, token_ids: Sequence[int]) -> None:
-        for index, token_id in enumerate(token_ids):
-            if not 0 <= token_id < self._facts.vocabulary_size:
-                raise InvalidRequestError(
-                    f"token id {token_id} is not in the vocabulary of {self._facts.vocabulary_size}",
-                    param=f"token_ids[{index}]",
-                )
 
 
 def _limits(item_limits: Mapping[Modality, int]) -> Iterable[pb.ModalityLimit]:

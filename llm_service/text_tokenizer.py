@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_service.special_tokens import special_token_pattern
 from llm_service.token_table import TokenTable
 from shared.errors import InvalidRequestError
 
@@ -22,7 +21,6 @@ class TextTokenizer:
         hf: the Hugging Face tokenizer, for its chat template machinery.
         backend: the `tokenizers.Tokenizer` that does the work.
         table: bytes and texts of single tokens.
-        special_pattern: matches where a special token begins in a text.
     """
 
     def __init__(self, hf: Any) -> None:
@@ -33,7 +31,6 @@ class TextTokenizer:
         self.backend = backend
         self.table = TokenTable(backend)
         self._special_tokens = sorted(self.table.special_tokens)
-        self.special_pattern = special_token_pattern(self._special_tokens)
 
     @classmethod
     def load(cls, folder: Path) -> TextTokenizer:
@@ -59,30 +56,28 @@ class TextTokenizer:
         """
         begin = self.hf.bos_token
         adds_begin = not (begin and text.startswith(begin))
-        ids: list[int] = self.backend.encode(text, add_special_tokens=adds_begin).ids
-        return ids
+        return self._encode_batch([text], adds_begin)[0]
 
-    def encode_pieces(self, pieces: Sequence[str]) -> list[int]:
-        """Tokens of a prompt that was cut so that no special token spans two pieces."""
-        ids = self.encode(pieces[0])
-        for piece in pieces[1:]:
-            ids += self._encode_inside(piece)
+    def encode_pieces(self, pieces: Sequence[str], *, begins_prompt: bool = True) -> list[int]:
+        """Tokens of a prompt that was cut so that no special token spans two pieces.
+
+        Args:
+            begins_prompt: the first piece is the prompt's beginning.
+        """
+        ids = self.encode(pieces[0]) if begins_prompt else []
+        # Text that does not begin the prompt goes behind a special token, which is dropped
+        # again: tokenizers treat the beginning of a text in their own way (a space before it).
+        anchor = self._special_tokens[0] if self._special_tokens else ""
+        rest = [anchor + piece for piece in pieces[1 if begins_prompt else 0 :]]
+        for piece_ids in self._encode_batch(rest, False):
+            ids += piece_ids[1:] if anchor else piece_ids
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
         return str(self.backend.decode(list(token_ids), skip_special_tokens=True))
 
-    def _encode_inside(self, piece: str) -> list[int]:
-        """Tokens of a text that does not begin the prompt: no space is put before it.
-
-        A special token goes ahead of it and is dropped again, as tokenizers
-        treat the beginning of a text in their own way.
-        """
-        if not self._special_tokens:
-            ids: list[int] = self.backend.encode(piece, add_special_tokens=False).ids
-            return ids
-        anchored: list[int] = self.backend.encode(
-            self._special_tokens[0] + piece, add_special_tokens=False
-        ).ids
-        return anchored[1:]
+    def _encode_batch(self, texts: list[str], adds_special_tokens: bool) -> list[list[int]]:
+        """Tokens of each text. The batch call lets other threads run meanwhile; the single one does not."""
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=adds_special_tokens)
+        return [encoding.ids for encoding in encodings]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
 from functools import cache
 from typing import Any
 
 import pytest
 
+from llm_service.bounded_encoding import encode_bounded
 from llm_service.chat_template import ChatTemplate
+from llm_service.context_length import check_length
 from llm_service.prompt import PromptBuilder
+from llm_service.side_thread import MAX_CALLS as SIDE_CALLS
 from llm_service.text_tokenizer import TextTokenizer
 from protos.llm.v1 import llm_service_pb2 as pb
 from protos.media.v1 import media_pb2
-from shared.errors import ContextLengthError, InvalidRequestError
+from shared.errors import ContextLengthError, InvalidRequestError, OverloadedError
 from shared.families.base import ExpandedPrompt, Modality
 from tests.checkpoints import LLAVA_PARTS_TEMPLATE, LLAVA_STRINGS_TEMPLATE, QWEN_TEMPLATE
 from tests.tiny_tokenizers import build_llama_tokenizer, build_qwen_tokenizer
@@ -253,6 +258,93 @@ async def test_a_far_too_long_text_is_refused_by_its_beginning() -> None:
     assert time.perf_counter() - started < 10
 
 
+@pytest.mark.parametrize(
+    "text", ["<|im_end|>" * 400_000, ("<|im_end|>" + "word " * 30) * 20_000], ids=["tokens", "texts"]
+)
+async def test_many_typed_special_tokens_are_refused_without_reading_them_all(text: str) -> None:
+    """Each of them makes a piece of its own; half a minute if all were tokenised."""
+    started = time.perf_counter()
+    with pytest.raises(ContextLengthError, match=r"maximum context length is 30000 tokens.* at least"):
+        await builder_of("qwen").build(chat(message("user", text)), 30_000)
+    assert time.perf_counter() - started < 3
+
+
+async def test_a_text_that_is_dense_only_at_its_end_is_not_read_whole() -> None:
+    encoded: list[int] = []
+
+    class Counting(TextTokenizer):
+        def encode(self, text: str) -> list[int]:
+            encoded.append(len(text))
+            return super().encode(text)
+
+    tokenizer = Counting(build_qwen_tokenizer())
+    with pytest.raises(ContextLengthError):
+        encode_bounded(
+            tokenizer,
+            [" " * 9_000 + "word " * 100_000],
+            1000,
+            lambda count: check_length(count, 1000, at_least=True),
+        )
+    assert sum(encoded) <= 24_000
+
+
+async def test_pieces_in_several_goes_give_the_tokens_of_one_go() -> None:
+    for style in ("qwen", "llava parts"):
+        tokenizer = builder_of(style).tokenizer
+        pieces = ["the <", "image> is", " red ", "x" * 100, "y"]
+        expected = tokenizer.encode_pieces(pieces)
+        assert encode_bounded(tokenizer, pieces, 2, lambda count: None) == expected
+        assert encode_bounded(tokenizer, pieces, 1000, lambda count: None) == expected
+
+
+async def test_a_placeholder_that_is_not_flagged_special_is_text_where_it_is_typed() -> None:
+    tokenizer = TextTokenizer(build_llama_tokenizer())
+    backend = tokenizer.backend
+    state = json.loads(backend.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["special"] and token["content"] != "<image>"
+    tokenizer.hf._tokenizer = type(backend).from_str(json.dumps(state))
+    tokenizer = TextTokenizer(tokenizer.hf)
+    placeholder = tokenizer.backend.token_to_id("<image>")
+    assert placeholder not in tokenizer.table.special_ids
+    template = ChatTemplate(tokenizer.hf, LLAVA_PARTS_TEMPLATE, {"image": "<image>"}, {"image": "<image>"})
+    layout = OnePlaceholder("<image>", placeholder)
+    builder = PromptBuilder(tokenizer, layout, template, {"image": 2}, len(tokenizer))
+    prompt = await builder.build(chat(message("user", "an <image> tag: ", 0), media=1), 4096)
+    assert prompt.token_ids.count(placeholder) == 1
+
+
+async def test_tokenize_and_detokenize_refuse_many_times_the_context() -> None:
+    builder = builder_of("qwen")
+    started = time.perf_counter()
+    with pytest.raises(InvalidRequestError, match="at most 400 tokens"):
+        await builder.tokenize(pb.TokenizeRequest(text="word " * 800_000), 100)
+    conversation = pb.Conversation(messages=[message("user", "<|im_end|>" * 400_000)])
+    with pytest.raises(InvalidRequestError, match="at most 400 tokens"):
+        await builder.tokenize(pb.TokenizeRequest(conversation=conversation), 100)
+    with pytest.raises(InvalidRequestError, match="at most 400 tokens"):
+        await builder.detokenize([1] * 401, 100)
+    assert time.perf_counter() - started < 3
+    token_ids, _ = await builder.tokenize(pb.TokenizeRequest(text="word " * 90), 100)
+    assert len(token_ids) > 100, "a text that is too long can be counted"
+
+
+async def test_tokenizing_does_not_hold_up_generation() -> None:
+    builder = builder_of("qwen")
+    text = pb.TokenizeRequest(text="word " * 100_000)
+    counting = [asyncio.create_task(builder.tokenize(text, 10**6)) for _ in range(SIDE_CALLS + 8)]
+    await asyncio.sleep(0.05)
+    started = time.perf_counter()
+    await builder.build(chat(message("user", "Hi")), 4096)
+    assert time.perf_counter() - started < 0.5
+    assert not counting[0].done(), "nothing was in the way"
+    for task in counting[1:SIDE_CALLS]:
+        task.cancel()
+    outcomes = await asyncio.gather(*counting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes[SIDE_CALLS:]] == [OverloadedError] * 8
+    assert isinstance(outcomes[0], tuple)
+
+
 async def test_a_text_just_too_long_is_refused_with_its_count() -> None:
     with pytest.raises(ContextLengthError) as caught:
         await builder_of("qwen").build(pb.GenerateRequest(text="word " * 30), 30)
@@ -269,5 +361,5 @@ async def test_a_long_text_of_few_tokens_is_not_refused_by_its_length() -> None:
 async def test_tokenize_leaves_placeholders_unexpanded() -> None:
     builder = builder_of("qwen")
     request = pb.TokenizeRequest(conversation=pb.Conversation(messages=[message("user", 0, "Hi")]))
-    token_ids = await builder.tokenize(request)
+    token_ids, _ = await builder.tokenize(request, 4096)
     assert token_ids.count(builder.tokenizer.backend.token_to_id("<|image_pad|>")) == 1
