@@ -20,7 +20,7 @@ from encoder_service.encoding import Encoding
 from encoder_service.single_flight import SingleFlight
 from protos.llm.v1 import embedding_service_pb2, embedding_service_pb2_grpc
 from protos.tensor.v1 import tensor_pb2
-from shared.errors import DeadlineError, InvalidRequestError
+from shared.errors import DeadlineError, InvalidRequestError, UnavailableError
 from shared.families.base import EncodedItem
 from shared.rpc.channel import open_channel
 from shared.rpc.status import from_rpc_error
@@ -49,14 +49,14 @@ class Delivery:
         """Checks an address before anything else is done for its caller.
 
         Raises:
-            InvalidRequestError: no HOST:PORT, or not one of those allowed.
+            InvalidRequestError: no HOST:PORT.
+            UnavailableError: not one of those allowed. Which services there are is the
+                operator's to say, and they come and go: no end client is to blame.
         """
         if not ADDRESS.fullmatch(address):
             raise InvalidRequestError("the delivery address is no HOST:PORT", param="delivery_address")
         if not await self._allowed.allow(address):
-            raise InvalidRequestError(
-                "the delivery address is none of this encoder's LLM services", param="delivery_address"
-            )
+            raise UnavailableError("the delivery address is none of this encoder's LLM services")
 
     async def push(self, address: str, key: str, encoding: Encoding, timeout_s: float) -> float:
         """Pushes an item, or waits for the push of it that is under way.
@@ -87,6 +87,7 @@ class Delivery:
 
     async def close(self) -> None:
         """Closes all channels."""
+        await self._allowed.close()
         await self._channels.close()
 
     async def _push(self, address: str, key: str, encoding: Encoding, timeout_s: float) -> float:
