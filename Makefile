@@ -23,14 +23,15 @@ $(STAMP): pyproject.toml
 up: $(STAMP) ## Serve the bundled model on http://127.0.0.1:8000 (more flags: make up ARGS='--port 9000')
 	@exec $(BIN)/percept up $(ARGS)
 
-test: $(STAMP) ## Run all tests (some: make test ARGS='tests/unit -x')
+test: check ## Run every check and every test (some tests: make test ARGS='tests/unit -x')
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
-check: $(STAMP) ## Lint, format, types and the floors of the architecture
+check: $(STAMP) ## Lint, format, types, the floors of the architecture, drift of generated code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/contract/test_protos.py
 
 format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix .
