@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 import grpc
@@ -20,7 +20,17 @@ from encoder_service.encoding import Encoding
 from encoder_service.single_flight import SingleFlight
 from protos.llm.v1 import embedding_service_pb2, embedding_service_pb2_grpc
 from protos.tensor.v1 import tensor_pb2
-from shared.errors import DeadlineError, InvalidRequestError, UnavailableError
+from shared.errors import (
+    BadEmbeddingsError,
+    BadMediaError,
+    ContextLengthError,
+    DeadlineError,
+    InvalidRequestError,
+    PerceptError,
+    UnauthorizedError,
+    UnavailableError,
+    UnknownModelError,
+)
 from shared.families.base import EncodedItem
 from shared.rpc.channel import open_channel
 from shared.rpc.status import from_rpc_error
@@ -28,6 +38,9 @@ from shared.telemetry import Stopwatch
 from shared.wire import chunk_ranges, header_to_wire
 
 _MAX_CHANNEL_COUNT = 64
+
+_ITEMS_FAULTS = (BadMediaError, BadEmbeddingsError, ContextLengthError)
+_REFUSALS = (InvalidRequestError, UnauthorizedError, UnknownModelError)
 
 PutRequest = embedding_service_pb2.PutEmbeddingsRequest
 PutCall = grpc.aio.StreamUnaryCall[PutRequest, embedding_service_pb2.PutEmbeddingsResponse]
@@ -43,7 +56,7 @@ class Delivery:
     def __init__(self, allowed: Collection[str]) -> None:
         self._allowed = AllowedAddresses(allowed)
         self._channels = _Channels()
-        self._pushes: SingleFlight[tuple[str, str], None, float] = SingleFlight()
+        self._pushes: SingleFlight[tuple[str, str], object, float] = SingleFlight()
 
     async def check(self, address: str) -> None:
         """Checks an address before anything else is done for its caller.
@@ -71,19 +84,21 @@ class Delivery:
             PerceptError: it refused the item.
         """
         stopwatch = Stopwatch()
+        ours = object()
         while True:
             remaining_s = timeout_s - stopwatch.seconds()
             if remaining_s <= 0:
                 raise DeadlineError("the deadline passed before the embeddings were delivered")
             flight = self._pushes.start(
-                (key, address), None, partial(self._push, address, key, encoding, remaining_s)
+                (key, address), ours, partial(self._push, address, key, encoding, remaining_s)
             )
             with flight.held():
                 try:
                     return await flight.result()
                 except DeadlineError:
-                    # The starter's time was up; ours may not be.
-                    continue
+                    # Where another started it, its time was up; ours may not be.
+                    if flight.progress is ours:
+                        raise
 
     async def close(self) -> None:
         """Closes all channels."""
@@ -92,9 +107,11 @@ class Delivery:
 
     async def _push(self, address: str, key: str, encoding: Encoding, timeout_s: float) -> float:
         try:
-            async with asyncio.timeout(timeout_s), self._channels.borrowed(address) as channel:
+            async with asyncio.timeout(timeout_s) as limit, self._channels.borrowed(address) as channel:
                 layout = await encoding.layout()
-                call = embedding_service_pb2_grpc.EmbeddingServiceStub(channel).PutEmbeddings()
+                call = embedding_service_pb2_grpc.EmbeddingServiceStub(channel).PutEmbeddings(
+                    timeout=_remaining_s(limit)
+                )
                 try:
                     header = header_to_wire(key, layout.info, layout.tensors)
                     return await _send(call, PutRequest(header=header), encoding)
@@ -104,7 +121,31 @@ class Delivery:
         except TimeoutError:
             raise DeadlineError("the deadline passed before the embeddings were delivered") from None
         except grpc.aio.AioRpcError as fault:
-            raise from_rpc_error(fault, f"LLM service {address}") from fault
+            raise _blamed(fault, address) from fault
+
+
+def _remaining_s(limit: asyncio.Timeout) -> float:
+    """Seconds left, for the receiver: it must not keep room for a push that has broken off."""
+    when = limit.when()
+    assert when is not None, "a push has a deadline"
+    return max(0.0, when - asyncio.get_running_loop().time())
+
+
+def _blamed(fault: grpc.aio.AioRpcError, address: str) -> PerceptError:
+    """The error of a failed push, with the blame where it belongs.
+
+    The caller's caller sent a picture, and a 400 would tell it to send another. That
+    is right only where the receiver says so of the item itself. A push that it finds
+    invalid in any other way is no fault of the picture: of another width than its
+    model's, or another layout than it knows, is an encoder of another checkpoint;
+    too large for its whole store is a store too small for what this encoder lets
+    through. Both are the operator's to mend.
+    """
+    peer = f"LLM service {address}"
+    error = from_rpc_error(fault, peer)
+    if isinstance(error, _ITEMS_FAULTS) or not isinstance(error, _REFUSALS):
+        return error
+    return UnavailableError(f"{peer} refused the embeddings: {error.message}")
 
 
 async def _send(call: PutCall, header: PutRequest, encoding: Encoding) -> float:
@@ -114,17 +155,31 @@ async def _send(call: PutCall, header: PutRequest, encoding: Encoding) -> float:
     any time: the rest is then not sent.
     """
     end = CallEnd(call)
-    await call.write(header)
+    with _failed_writes_pass():
+        await call.write(header)
     item = await _rows_or_end(call, encoding)
     stopwatch = Stopwatch()
     if item is not None:
-        # A write fails where the answer came meanwhile; the call's end tells which.
-        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+        with _failed_writes_pass():
             for chunk in tensor_chunks(item):
                 await call.write(PutRequest(chunk=chunk))
             await call.done_writing()
     await end.raise_for_status()
     return stopwatch.seconds()
+
+
+@contextmanager
+def _failed_writes_pass() -> Iterator[None]:
+    """Swallows what a write raises where the call has ended meanwhile: its end tells more."""
+    try:
+        yield
+    except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+        pass
+    except asyncio.CancelledError:
+        # grpc.aio's own, where the peer ended the call with CANCELLED, unless we are meant.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
 
 
 async def _rows_or_end(call: PutCall, encoding: Encoding) -> EncodedItem | None:

@@ -265,7 +265,7 @@ async def test_an_item_for_two_llm_services_is_encoded_once_and_pushed_to_each(s
 
 async def test_a_delivery_that_fails_is_the_callers_status(stub: Stub) -> None:
     async with receiving("refuse") as (_, llm):
-        with pytest.raises(InvalidRequestError, match="larger than the store"):
+        with pytest.raises(UnavailableError, match="larger than the store"):
             await encode(stub, png(noise(7)), delivery_address=llm)
     with pytest.raises(UnavailableError):
         await encode(stub, png(noise(7)), delivery_address=llm)

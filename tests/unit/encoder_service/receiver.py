@@ -7,15 +7,24 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
+import grpc
+
 from protos.llm.v1 import embedding_service_pb2, embedding_service_pb2_grpc
 from protos.media.v1 import media_pb2
-from shared.errors import InvalidRequestError
+from shared.errors import BadEmbeddingsError, DeadlineError, InvalidRequestError, PerceptError
 from shared.rpc.server import ServiceRegistration, build_server
 from shared.wire import layouts_from_wire
 
-Behaviour = Literal["take", "drop", "refuse", "stall", "leave"]
+Behaviour = Literal["take", "drop", "refuse", "blame", "late", "stall", "leave", "cancel"]
 """take: reads all · drop: answers on the header that it needs nothing · refuse: fails on the header ·
-stall: never reads a chunk · leave: fails in the middle."""
+blame: says on the header that the item is bad · late: says on the header that its own time is up ·
+stall: never reads a chunk · leave: fails in the middle · cancel: ends in the middle as if cancelled."""
+
+_ON_THE_HEADER: dict[str, PerceptError] = {
+    "refuse": InvalidRequestError("the item is larger than the store"),
+    "blame": BadEmbeddingsError("the rows do not fit"),
+    "late": DeadlineError("the receiver's own time was up"),
+}
 
 
 class Receiver(embedding_service_pb2_grpc.EmbeddingServiceServicer):
@@ -25,6 +34,7 @@ class Receiver(embedding_service_pb2_grpc.EmbeddingServiceServicer):
         headers: of all pushes, in order of arrival.
         items: the tensors' bytes of whole pushes, by key.
         cancelled: pushes that broke off.
+        remaining_s: what the last push left us of its deadline; None where it set none.
     """
 
     def __init__(self, behaviour: Behaviour = "take") -> None:
@@ -32,26 +42,28 @@ class Receiver(embedding_service_pb2_grpc.EmbeddingServiceServicer):
         self.headers: list[media_pb2.EmbeddingsHeader] = []
         self.items: dict[str, list[bytes]] = {}
         self.cancelled = 0
+        self.remaining_s: float | None = None
         self.header_came = asyncio.Event()
 
     async def PutEmbeddings(self, request_iterator: Any, context: Any) -> Any:
         header = (await anext(request_iterator)).header
         self.headers.append(header)
+        self.remaining_s = context.time_remaining()
         self.header_came.set()
         if self.behaviour == "drop":
             return embedding_service_pb2.PutEmbeddingsResponse(stored=False)
-        if self.behaviour == "refuse":
-            raise InvalidRequestError("the item is larger than the store")
+        if self.behaviour in _ON_THE_HEADER:
+            raise _ON_THE_HEADER[self.behaviour]
         try:
             if self.behaviour == "stall":
                 await asyncio.Event().wait()
-            await self._take(header, request_iterator)
+            await self._take(header, request_iterator, context)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
         return embedding_service_pb2.PutEmbeddingsResponse(stored=True)
 
-    async def _take(self, header: media_pb2.EmbeddingsHeader, frames: Any) -> None:
+    async def _take(self, header: media_pb2.EmbeddingsHeader, frames: Any, context: Any) -> None:
         layouts = layouts_from_wire(header)
         tensors = [bytearray() for _ in layouts]
         async for frame in frames:
@@ -61,6 +73,8 @@ class Receiver(embedding_service_pb2_grpc.EmbeddingServiceServicer):
             tensor += frame.chunk.data
             if self.behaviour == "leave":
                 raise InvalidRequestError("leaving in the middle")
+            if self.behaviour == "cancel":
+                await context.abort(grpc.StatusCode.CANCELLED, "the server stops")
         if [len(tensor) for tensor in tensors] != [layout.byte_count for layout in layouts]:
             # The sender broke off: a half item is no item.
             self.cancelled += 1

@@ -6,13 +6,16 @@ import asyncio
 import socket
 import time
 
+import grpc
 import pytest
 
-from encoder_service.delivery import Delivery
+from encoder_service.delivery import Delivery, PutRequest, _send
 from encoder_service.encoding import Kept, Layout, Timings
-from shared.errors import DeadlineError, InvalidRequestError, UnavailableError
+from protos.llm.v1 import embedding_service_pb2_grpc
+from shared.errors import BadEmbeddingsError, DeadlineError, InvalidRequestError, UnavailableError
 from shared.families.base import EncodedItem, Grid, MediaInfo, RawTensor
-from shared.wire import layouts_of
+from shared.rpc.channel import open_channel
+from shared.wire import header_to_wire, layouts_of
 from tests.unit.encoder_service.receiver import receiving
 from tests.unit.encoder_service.waiting import until
 
@@ -100,22 +103,70 @@ async def test_an_answer_that_nothing_is_needed_is_no_error(attempt: int) -> Non
 
 
 @pytest.mark.parametrize("attempt", range(5))
-async def test_a_refusal_on_the_header_reaches_the_caller(attempt: int) -> None:
+async def test_a_refusal_that_is_not_the_items_fault_is_not_told_as_one(attempt: int) -> None:
     async with receiving("refuse") as (_, address):
         delivery = Delivery([])
-        with pytest.raises(InvalidRequestError, match="larger than the store"):
+        with pytest.raises(UnavailableError, match=r"refused .* larger than the store"):
             await delivery.push(address, KEY, Coming(item()), 30)
-        with pytest.raises(InvalidRequestError, match="larger than the store"):
+        with pytest.raises(UnavailableError, match=r"refused .* larger than the store"):
             await delivery.push(address, KEY, Kept(item()), 30)
+        await delivery.close()
+
+
+async def test_a_refusal_that_blames_the_item_reaches_the_caller() -> None:
+    async with receiving("blame") as (_, address):
+        delivery = Delivery([])
+        with pytest.raises(BadEmbeddingsError, match="do not fit"):
+            await delivery.push(address, KEY, Coming(item()), 30)
         await delivery.close()
 
 
 async def test_a_receiver_that_leaves_in_the_middle_is_an_error() -> None:
     async with receiving("leave") as (_, address):
         delivery = Delivery([])
-        with pytest.raises(InvalidRequestError, match="leaving"):
+        with pytest.raises(UnavailableError, match="leaving"):
             await delivery.push(address, KEY, Kept(item(8192)), 30)
         await delivery.close()
+
+
+@pytest.mark.parametrize("attempt", range(5))
+async def test_a_receiver_that_cancels_in_the_middle_is_an_error_and_not_our_own_cancelling(
+    attempt: int,
+) -> None:
+    async with receiving("cancel") as (_, address):
+        delivery = Delivery([])
+        with pytest.raises(UnavailableError):
+            await delivery.push(address, KEY, Kept(item(8192)), 30)
+        await delivery.close()
+
+
+async def test_the_receiver_is_told_the_deadline() -> None:
+    async with receiving() as (receiver, address):
+        delivery = Delivery([])
+        await delivery.push(address, KEY, Kept(item()), 20)
+        assert receiver.remaining_s is not None and 10 < receiver.remaining_s <= 20.1
+        await delivery.close()
+
+
+async def test_a_receiver_whose_own_time_was_up_is_not_asked_again_and_again() -> None:
+    async with receiving("late") as (receiver, address):
+        delivery = Delivery([])
+        async with asyncio.timeout(5):
+            with pytest.raises(DeadlineError, match="receiver"):
+                await delivery.push(address, KEY, Kept(item()), 30)
+        assert len(receiver.headers) == 1
+        await delivery.close()
+
+
+async def test_a_call_that_ended_before_its_header_tells_its_own_status() -> None:
+    async with receiving() as (_, address), open_channel(address) as channel:
+        call = embedding_service_pb2_grpc.EmbeddingServiceStub(channel).PutEmbeddings(timeout=0)
+        assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        layout = layouts_of(item().tensors)
+        header = PutRequest(header=header_to_wire(KEY, INFO, layout))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _send(call, header, Kept(item()))
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_an_address_where_nobody_listens_is_unavailable_at_once() -> None:
