@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.body import CLOSE
 from gateway.errors import error_response
 from gateway.metrics import Metrics
 from shared.telemetry import Stopwatch
@@ -26,6 +27,8 @@ _ID_HEADER = "X-Request-Id"
 _ID_PATTERN = re.compile(r"[\x21-\x7e]{1,128}")
 # What nginx logs for a client that left before it was answered.
 _CLIENT_LEFT = 499
+# Any other method is the client's own text, which must not name a series.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET_PATHS = frozenset({"/health", "/ping", "/metrics"})
 
 
@@ -74,15 +77,19 @@ class _Visit:
         if message["type"] == "http.response.start":
             self._started = True
             self._status = message["status"]
-            MutableHeaders(scope=message)[_ID_HEADER] = self._id
+            headers = MutableHeaders(scope=message)
+            headers[_ID_HEADER] = self._id
+            if self._scope["state"].get(CLOSE):
+                headers["Connection"] = "close"
         await self._send(message)
 
     def log(self, metrics: Metrics) -> None:
         method, seconds = self._scope["method"], self._watch.seconds()
         route = getattr(self._scope.get("route"), "path", "unknown")
         if route not in _QUIET_PATHS:
-            metrics.http_requests.labels(method, route, str(self._status)).inc()
-            metrics.http_duration.labels(method, route).observe(seconds)
+            label = method if method in _METHODS else "other"
+            metrics.http_requests.labels(label, route, str(self._status)).inc()
+            metrics.http_duration.labels(label, route).observe(seconds)
         level = logging.DEBUG if route in _QUIET_PATHS else logging.INFO
         path = self._scope["path"].encode("unicode_escape").decode()[:256]
         logger.log(level, "%s %s %d %.3fs id=%s", method, path, self._status, seconds, self._id)

@@ -57,7 +57,9 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.add_middleware(
         Admission,
         max_count=gateway.settings.max_concurrent_requests,
-        max_byte_count=gateway.settings.max_total_body_byte_count,
+        budget=gateway.budget,
+        max_media_byte_count=gateway.settings.max_request_media_byte_count,
+        send_timeout_s=gateway.settings.client_timeout_s,
         metrics=gateway.metrics,
     )
     app.add_middleware(KeyCheck, keys=gateway.settings.api_key)

@@ -10,26 +10,32 @@ import asyncio
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
-from shared.errors import InvalidRequestError, MediaTooLargeError, UnsupportedMediaError
+from gateway.budget import Holding
+from shared.errors import InvalidRequestError, MediaTooLargeError, PerceptError, UnsupportedMediaError
 
 # Parsed on the event loop up to this size; above it in a thread.
 _INLINE_SIZE = 64 * 1024
-# A body over the limit is read on for this long and thrown away, so that a
-# client that writes all before it reads gets to see the answer.
+# A body over the limit is read on so far and thrown away, so that a client that
+# writes all before it reads gets to see the answer. Then the connection is closed.
 _DISCARD_S = 5.0
+_DISCARD_BYTE_COUNT = 64 * 1024 * 1024
+
+CLOSE = "close"
+"""Key in a request's scope's state, set where its connection cannot be used again."""
 
 
-async def read_json(request: Request, max_byte_count: int) -> object:
+async def read_json(request: Request, max_byte_count: int, holding: Holding) -> object:
     """Returns the parsed JSON body.
 
     Raises:
         UnsupportedMediaError: the Content-Type is not JSON.
         MediaTooLargeError: the body is over the limit; checked while it arrives.
+        OverloadedError: all requests together hold too many bytes.
         InvalidRequestError: no valid JSON, or nested too deeply.
         ClientDisconnect: the client left before the body was complete.
     """
     _check_content_type(request.headers.get("content-type", ""))
-    body = await _read(request, max_byte_count)
+    body = await _read(request, max_byte_count, holding)
     if len(body) <= _INLINE_SIZE:
         return _parse(body)
     return await asyncio.to_thread(_parse, body)
@@ -43,28 +49,53 @@ def _check_content_type(content_type: str) -> None:
         )
 
 
-async def _read(request: Request, max_byte_count: int) -> bytes:
+async def _read(request: Request, max_byte_count: int, holding: Holding) -> bytes:
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > max_byte_count:
-        raise await _refuse(request, max_byte_count)
+        await _discard(request)
+        raise _too_large(max_byte_count)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_byte_count:
+    more = True
+    while more:
+        chunk, more = await _next_chunk(request)
+        try:
+            if len(body) + len(chunk) > max_byte_count:
+                raise _too_large(max_byte_count)
+            holding.take_body(len(chunk))
+        except PerceptError:
             body.clear()
-            raise await _refuse(request, max_byte_count)
+            holding.drop_body()
+            if more:
+                await _discard(request)
+            raise
+        body += chunk
     return bytes(body)
 
 
-async def _refuse(request: Request, max_byte_count: int) -> MediaTooLargeError:
-    """Discards what still comes, for a while, and returns the error."""
+async def _next_chunk(request: Request) -> tuple[bytes, bool]:
+    """Returns a piece of the body, and whether there is more."""
+    message = await request.receive()
+    if message["type"] != "http.request":
+        raise ClientDisconnect
+    return message.get("body", b""), message.get("more_body", False)
+
+
+async def _discard(request: Request) -> None:
+    """Throws away what still comes, within bounds; past them the connection is to be closed."""
+    left = _DISCARD_BYTE_COUNT
     try:
         async with asyncio.timeout(_DISCARD_S):
-            while (message := await request.receive())["type"] == "http.request":
-                if not message.get("more_body"):
-                    break
+            while left > 0:
+                chunk, more = await _next_chunk(request)
+                if not more:
+                    return
+                left -= len(chunk)
     except (TimeoutError, ClientDisconnect):
         pass  # The client is slow or gone; the answer is written all the same.
+    request.scope["state"][CLOSE] = True
+
+
+def _too_large(max_byte_count: int) -> MediaTooLargeError:
     return MediaTooLargeError(
         f"The request body is larger than {max_byte_count} bytes.", code="request_too_large"
     )

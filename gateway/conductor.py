@@ -12,15 +12,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-import grpc
-
 from gateway.deadline import Deadline
 from gateway.encoding import Encoding
 from gateway.errors import as_percept_error, chosen
 from gateway.frames import FrameQueue
 from gateway.media import ResolvedItem
 from gateway.placement import by_load
-from gateway.replicas import Replica, ReplicaSet, peer_error
+from gateway.replicas import Replica, ReplicaSet, typed_failures
 from gateway.translate import to_request_param
 from protos.llm.v1 import llm_service_pb2
 from shared.errors import InternalError, OverloadedError, PerceptError, UnavailableError
@@ -88,6 +86,10 @@ class Conductor:
                 await self._try_replicas(assignment, frames)
         except Exception as fault:
             frames.close(as_percept_error(fault))
+        except BaseException:
+            # Whatever ends us, the reader must not wait for ever.
+            frames.close(UnavailableError("the LLM service is not reachable"))
+            raise
         else:
             frames.close()
 
@@ -133,17 +135,22 @@ class _Reading:
             _ReplicaRefused: another replica may take the request.
             PerceptError: none may.
         """
+        try:
+            with typed_failures("LLM", self._replica):
+                await self._read()
+        except PerceptError as error:
+            raise self._explain(error) from error.__cause__
+        if self._unfinished:
+            raise self._explain(UnavailableError("the LLM service ended the stream early"))
+
+    async def _read(self) -> None:
         deadline = self._assignment.deadline
         call = self._replica.stub.Generate(self._assignment.request, timeout=deadline.remaining_s())
         try:
             async for frame in call:
                 await self._take(frame)
-        except grpc.aio.AioRpcError as error:
-            raise self._explain(peer_error(error, "LLM", self._replica)) from error
         finally:
             call.cancel()
-        if self._unfinished:
-            raise self._explain(UnavailableError("the LLM service ended the stream early"))
 
     async def _take(self, frame: llm_service_pb2.GenerateResponse) -> None:
         if frame.HasField("media_needed"):

@@ -174,7 +174,7 @@ def _check_keys(part: Mapping[str, Any], known: set[str], param: str) -> None:
 
 
 def _check_detail(detail: object, param: str) -> None:
-    if detail is not None and detail not in _DETAILS:
+    if detail is not None and not (isinstance(detail, str) and detail in _DETAILS):
         raise InvalidRequestError(
             f"Invalid value for '{param}': supported values are: 'auto', 'low' and 'high'.", param=param
         )

@@ -17,9 +17,16 @@ from gateway.deadline import Deadline
 from gateway.media import ResolvedItem
 from gateway.metrics import Stages
 from gateway.placement import by_preference
-from gateway.replicas import Replica, ReplicaSet, peer_error
+from gateway.replicas import Replica, ReplicaSet, typed_failures
 from protos.encoder.v1 import encoder_service_pb2
-from shared.errors import OverloadedError, PerceptError, UnavailableError
+from shared.errors import (
+    InternalError,
+    InvalidRequestError,
+    MediaFetchError,
+    OverloadedError,
+    PerceptError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
     from protos.encoder.v1.encoder_service_pb2_grpc import EncoderServiceAsyncStub
@@ -71,19 +78,11 @@ class Encoding:
     async def _encode(
         self, replica: EncoderReplica, item: ResolvedItem, delivery_address: str, deadline: Deadline
     ) -> None:
-        call = replica.stub.Encode(timeout=deadline.remaining_s())
-        trailer: encoder_service_pb2.EncodeTrailer | None = None
-        with replica.in_use():
-            try:
-                async for frame in _converse(call, item, delivery_address):
-                    if frame.HasField("trailer"):
-                        trailer = frame.trailer
-            except grpc.aio.AioRpcError as error:
-                typed = peer_error(error, "encoder", replica)
-                typed.param = item.param
-                raise typed from error
-            finally:
-                call.cancel()
+        try:
+            with replica.in_use(), typed_failures("encoder", replica):
+                trailer = await _read_trailer(replica, item, delivery_address, deadline)
+        except PerceptError as error:
+            raise _blaming(error, item) from error.__cause__
         if trailer is None:
             raise UnavailableError("the encoder service ended the stream early")
         self._observe(trailer)
@@ -96,6 +95,34 @@ class Encoding:
         self._stages.observe_stage("decode", trailer.decode_seconds)
         self._stages.observe_stage("encode", trailer.encode_seconds)
         self._stages.observe_stage("transfer", trailer.transfer_seconds)
+
+
+def _blaming(error: PerceptError, item: ResolvedItem) -> PerceptError:
+    """Names the picture where it is to blame.
+
+    An invalid request that is not about media is about what the gateway, the encoder
+    and the LLM service say to each other: no picture of the client can mend it.
+    """
+    error.param = None
+    if type(error) is InvalidRequestError:
+        return InternalError(f"The picture could not be delivered to the LLM service: {error.message}")
+    if isinstance(error, InvalidRequestError | MediaFetchError):
+        error.param = item.param
+    return error
+
+
+async def _read_trailer(
+    replica: EncoderReplica, item: ResolvedItem, delivery_address: str, deadline: Deadline
+) -> encoder_service_pb2.EncodeTrailer | None:
+    call = replica.stub.Encode(timeout=deadline.remaining_s())
+    trailer: encoder_service_pb2.EncodeTrailer | None = None
+    try:
+        async for frame in _converse(call, item, delivery_address):
+            if frame.HasField("trailer"):
+                trailer = frame.trailer
+    finally:
+        call.cancel()
+    return trailer
 
 
 EncodeCall: TypeAlias = (

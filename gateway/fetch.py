@@ -13,15 +13,19 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpcore
 import httpx
 
 from gateway.addresses import IpAddress, is_public
-from shared.errors import MediaFetchError, MediaTooLargeError, PerceptError
+from gateway.budget import Take
+from shared.errors import MediaFetchError, MediaTooLargeError, OverloadedError, PerceptError
 
 Resolver = Callable[[str, int], Awaitable[Sequence[IpAddress]]]
 """Resolves a host name and port to addresses; raises OSError."""
@@ -30,6 +34,8 @@ _MAX_REDIRECTS = 5
 _MAX_URL_LENGTH = 8192
 _BROKEN = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# Threads of their own: a name server that keeps silent holds up no other work.
+_LOOK_UPS = ThreadPoolExecutor(max_workers=16, thread_name_prefix="media-look-up")
 _FORBIDDEN = frozenset("\\ \t\r\n") | {chr(code) for code in range(0x20)} | {"\x7f"}
 
 
@@ -53,8 +59,9 @@ class FetchLimits:
 
 
 async def resolve(host: str, port: int) -> Sequence[IpAddress]:
-    """Resolves with the system's resolver, off the event loop."""
-    answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    """Resolves with the system's resolver, off the event loop, in one of a few threads."""
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    answers = await asyncio.get_running_loop().run_in_executor(_LOOK_UPS, look_up)
     return [ipaddress.ip_address(str(answer[4][0]).split("%")[0]) for answer in answers]
 
 
@@ -116,17 +123,21 @@ class Fetcher:
         """Closes every connection."""
         await self._pool.aclose()
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, take: Take) -> bytes:
         """Returns the body behind a URL.
+
+        Args:
+            take: told of the bytes of each piece before it is kept.
 
         Raises:
             MediaFetchError: the URL, its host, its answer or its speed is not acceptable.
             MediaTooLargeError: the body is over the limit.
+            OverloadedError: so many fetches are under way that this one could not start in time.
         """
-        async with self._places:
+        async with self._place():
             try:
                 async with asyncio.timeout(self._limits.timeout_s):
-                    return await self._follow(self._parse(url))
+                    return await self._follow(self._parse(url), take)
             except TimeoutError:
                 raise MediaFetchError(
                     f"The media URL did not answer within {self._limits.timeout_s:g} s.",
@@ -135,9 +146,21 @@ class Fetcher:
             except (*_BROKEN, OSError) as error:
                 raise MediaFetchError("The media URL's host broke off the connection.") from error
 
-    async def _follow(self, url: httpx.URL) -> bytes:
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._limits.timeout_s):
+                await self._places.acquire()
+        except TimeoutError:
+            raise OverloadedError("The server is fetching as many media files as it can.") from None
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    async def _follow(self, url: httpx.URL, take: Take) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
-            answer = await self._get(url)
+            answer = await self._get(url, take)
             if isinstance(answer, bytes):
                 return answer
             url = self._parse(_joined(url, answer.location))
@@ -159,7 +182,7 @@ class Fetcher:
             raise MediaFetchError("The media URL's host is not allowed.", code="media_host_not_allowed")
         return url
 
-    async def _get(self, url: httpx.URL) -> bytes | _Redirect:
+    async def _get(self, url: httpx.URL, take: Take) -> bytes | _Redirect:
         headers = [
             (b"Host", url.netloc),
             (b"Accept", b"image/*,*/*;q=0.5"),
@@ -175,18 +198,19 @@ class Fetcher:
             if response.status in _REDIRECTS:
                 return _Redirect(fields.get(b"location", b"").decode("latin-1"))
             _check_answer(response.status, fields)
-            return await self._read(response, fields)
+            return await self._read(response, fields, take)
 
-    async def _read(self, response: httpcore.Response, fields: dict[bytes, bytes]) -> bytes:
+    async def _read(self, response: httpcore.Response, fields: dict[bytes, bytes], take: Take) -> bytes:
         limit = self._limits.max_byte_count
         declared = fields.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > limit:
             raise _too_large(limit)
         body = bytearray()
         async for chunk in response.aiter_stream():
-            body += chunk
-            if len(body) > limit:
+            if len(body) + len(chunk) > limit:
                 raise _too_large(limit)
+            take(len(chunk))
+            body += chunk
         return bytes(body)
 
 

@@ -11,18 +11,20 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote
 
+from gateway.budget import Take
 from shared.errors import MediaFetchError, MediaTooLargeError
 
 _READ_SIZE = 1024 * 1024
 
 
-def read_file_url(url: str, folder: Path | None, max_byte_count: int) -> bytes:
+def read_file_url(url: str, folder: Path | None, max_byte_count: int, take: Take) -> bytes:
     """Reads the file behind a `file:///path` URL. Blocks: run it in a thread.
 
     Raises:
         MediaFetchError: the file is missing, not a regular file, or not below `folder`
             once its symbolic links are resolved; or no folder is allowed.
         MediaTooLargeError: the file is over the limit.
+        PerceptError: `take` refused the bytes of a piece.
     """
     if folder is None:
         raise _denied()
@@ -33,7 +35,7 @@ def read_file_url(url: str, folder: Path | None, max_byte_count: int) -> bytes:
     except (OSError, ValueError, RuntimeError):
         raise _denied() from None
     try:
-        return _read(descriptor, max_byte_count)
+        return _read(descriptor, max_byte_count, take)
     except OSError:
         raise _denied() from None
     finally:
@@ -53,14 +55,15 @@ def _allowed_path(url: str, folder: Path) -> Path:
     return found
 
 
-def _read(descriptor: int, max_byte_count: int) -> bytes:
+def _read(descriptor: int, max_byte_count: int, take: Take) -> bytes:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise _denied()
     content = bytearray()
     while chunk := os.read(descriptor, _READ_SIZE):
-        content += chunk
-        if len(content) > max_byte_count:
+        if len(content) + len(chunk) > max_byte_count:
             raise MediaTooLargeError(f"The media file is larger than {max_byte_count} bytes.")
+        take(len(chunk))
+        content += chunk
     return bytes(content)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic_core import to_json
 
+from gateway.budget import Take
 from gateway.content import EmbeddingsPart, ImageUrlPart, MediaPart
 from gateway.encoded import decode_base64, decode_data_url, is_data_url
 from gateway.errors import chosen
@@ -21,7 +22,13 @@ from gateway.local_files import read_file_url
 from gateway.metrics import Stages
 from protos.media.v1 import media_pb2
 from shared.content_key import content_key
-from shared.errors import InvalidRequestError, MediaFetchError, MediaTooLargeError, PerceptError
+from shared.errors import (
+    InvalidRequestError,
+    MediaFetchError,
+    MediaTooLargeError,
+    OverloadedError,
+    PerceptError,
+)
 from shared.telemetry import Stopwatch
 
 
@@ -49,8 +56,11 @@ class MediaResolver:
         self._folder = folder
         self._stages = stages
 
-    async def resolve_all(self, parts: Sequence[MediaPart]) -> list[ResolvedItem]:
+    async def resolve_all(self, parts: Sequence[MediaPart], take: Take) -> list[ResolvedItem]:
         """Resolves all parts at once, in order. The first failure ends the others.
+
+        Args:
+            take: told of the bytes that are about to be kept.
 
         Raises:
             PerceptError: with the failing part's path as its param.
@@ -58,29 +68,33 @@ class MediaResolver:
         tasks: list[asyncio.Task[ResolvedItem]] = []
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._resolve(part)) for part in parts]
+                tasks = [group.create_task(self._resolve(part, take)) for part in parts]
         except ExceptionGroup as group:
             raise chosen(group, PerceptError) from None
         return [task.result() for task in tasks]
 
-    async def _resolve(self, part: MediaPart) -> ResolvedItem:
+    async def _resolve(self, part: MediaPart, take: Take) -> ResolvedItem:
         try:
             if isinstance(part, EmbeddingsPart):
-                return await asyncio.to_thread(self._embeddings_item, part)
-            return await self._picture(part)
+                return await asyncio.to_thread(self._embeddings_item, part, take)
+            return await self._picture(part, take)
+        except OverloadedError:
+            raise  # No part is to blame.
         except PerceptError as error:
             error.param = error.param or part.param
             raise
 
-    async def _picture(self, part: ImageUrlPart) -> ResolvedItem:
+    async def _picture(self, part: ImageUrlPart, take: Take) -> ResolvedItem:
         if is_data_url(part.url):
-            return await asyncio.to_thread(self._data_item, part)
+            return await asyncio.to_thread(self._data_item, part, take)
         scheme = part.url.partition(":")[0].lower()
         watch = Stopwatch()
         if scheme in ("http", "https"):
-            payload = await self._fetcher.fetch(part.url)
+            payload = await self._fetcher.fetch(part.url, take)
         elif scheme == "file":
-            payload = await asyncio.to_thread(read_file_url, part.url, self._folder, self._max_byte_count)
+            payload = await asyncio.to_thread(
+                read_file_url, part.url, self._folder, self._max_byte_count, take
+            )
         else:
             raise InvalidRequestError("The URL must be a data, http, https or file URL.")
         self._stages.observe_stage("fetch", watch.seconds())
@@ -88,10 +102,13 @@ class MediaResolver:
             raise MediaFetchError("The media URL has no content.")
         return await asyncio.to_thread(_file_item, payload, part.param)
 
-    def _data_item(self, part: ImageUrlPart) -> ResolvedItem:
-        return _file_item(decode_data_url(part.url, self._max_byte_count), part.param)
+    def _data_item(self, part: ImageUrlPart, take: Take) -> ResolvedItem:
+        # Known only now; it is less than its text, which was counted with the body.
+        payload = decode_data_url(part.url, self._max_byte_count)
+        take(len(payload))
+        return _file_item(payload, part.param)
 
-    def _embeddings_item(self, part: EmbeddingsPart) -> ResolvedItem:
+    def _embeddings_item(self, part: EmbeddingsPart, take: Take) -> ResolvedItem:
         fields = [
             media_pb2.PrecomputedField(name=name, data=self._field_bytes(value))
             for name, value in sorted(part.fields.items())
@@ -99,6 +116,7 @@ class MediaResolver:
         message = media_pb2.PrecomputedEmbeddings(fields=fields)
         if message.ByteSize() > self._max_byte_count:
             raise MediaTooLargeError(f"The embeddings are larger than {self._max_byte_count} bytes.")
+        take(message.ByteSize())
         payload = message.SerializeToString(deterministic=True)
         return _item(payload, media_pb2.MEDIA_FORM_EMBEDDINGS, part.param)
 

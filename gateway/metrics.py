@@ -45,7 +45,11 @@ _HISTOGRAMS: tuple[tuple[str, str, Sequence[float]], ...] = (
     ("request_images", "Pictures of a request.", (0, *_COUNTS)),
 )
 _COUNTERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("request_success", "Choices that were completed, by reason.", ("finished_reason",)),
+    (
+        "request_success",
+        "Choices that ended without an error, by reason; cancelled: the client left.",
+        ("finished_reason",),
+    ),
     ("request_failures", "Requests that failed, by error code.", ("code",)),
     ("admission_rejections", "Requests refused because something was full.", ("reason",)),
     ("prompt_tokens_cached", "Prompt tokens that the prefix cache served.", ()),
@@ -116,9 +120,12 @@ class RequestMeter:
         self._watch = Stopwatch()
         self._token_latency = metrics.histogram("inter_token_latency_seconds")
         self._last_delta_at: dict[int, float] = {}
+        self._choice_count = 1
+        self._finished_count = 0
 
     def asked(self, *, choice_count: int, max_tokens: int | None, image_count: int) -> None:
         """The request was understood."""
+        self._choice_count = choice_count
         self._metrics.observe("request_params_n", choice_count)
         self._metrics.observe("request_images", image_count)
         if max_tokens is not None:
@@ -136,7 +143,12 @@ class RequestMeter:
 
     def finish(self, reason: str) -> None:
         """A choice is complete."""
+        self._finished_count += 1
         self._metrics.count("request_success", reason)
+
+    def cancel(self) -> None:
+        """The client left: the choices that are not complete never will be."""
+        self._metrics.count("request_success", "cancelled", amount=self._choice_count - self._finished_count)
 
     def fail(self, error: PerceptError) -> None:
         """The request failed."""
@@ -156,10 +168,10 @@ class RequestMeter:
         metrics.observe("request_decode_time_seconds", timings.decode_seconds)
         metrics.observe("request_inference_time_seconds", timings.prefill_seconds + timings.decode_seconds)
         metrics.observe_stage("prefill", timings.prefill_seconds)
-        self._complete_steps(usage.completion_token_count - 1, timings.decode_seconds)
+        self._complete_steps(usage.completion_token_count / self._choice_count - 1, timings.decode_seconds)
 
-    def _complete_steps(self, step_count: int, decode_seconds: float) -> None:
-        """The time for one token; of several choices, whose steps are shared, the mean."""
+    def _complete_steps(self, step_count: float, decode_seconds: float) -> None:
+        """The time for one step, in which each choice gets a token; their mean length counts."""
         if step_count > 0:
             self._metrics.observe("request_time_per_output_token_seconds", decode_seconds / step_count)
             self._metrics.observe_stage("decode_step", decode_seconds / step_count)

@@ -10,6 +10,7 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING
 
+from gateway.budget import ByteBudget
 from gateway.conductor import Conductor, LlmSet
 from gateway.encoding import EncoderSet, Encoding
 from gateway.fetch import Fetcher, FetchLimits, Resolver, resolve
@@ -53,8 +54,13 @@ class Gateway:
         """
         self.settings = settings
         self.metrics = Metrics(self._main_name)
-        self.llms: LlmSet = ReplicaSet("llm", settings.llm, LlmServiceStub, _ask_llm)
-        self.encoders: EncoderSet = ReplicaSet("encoder", settings.encoder, EncoderServiceStub, _ask_encoder)
+        self.budget = ByteBudget(settings.max_held_byte_count)
+        self.llms: LlmSet = ReplicaSet(
+            "llm", settings.llm, LlmServiceStub, _ask_llm, longest_call_s=settings.deadline_s
+        )
+        self.encoders: EncoderSet = ReplicaSet(
+            "encoder", settings.encoder, EncoderServiceStub, _ask_encoder, longest_call_s=settings.deadline_s
+        )
         self._fetcher = Fetcher(_fetch_limits(settings), resolver)
         self.media = MediaResolver(
             self._fetcher,

@@ -8,9 +8,7 @@ Knows gRPC's health protocol. Does not know what the service does.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
-import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
@@ -18,7 +16,8 @@ from typing import Any, Generic, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from shared.errors import PerceptError
+from shared.errors import PerceptError, UnavailableError
+from shared.rpc.addresses import resolve
 from shared.rpc.channel import open_channel
 from shared.rpc.status import from_rpc_error
 
@@ -26,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _WATCH_INTERVAL_S = 1.0
 _RESOLVE_INTERVAL_S = 5.0
+_RESOLVE_TIMEOUT_S = 5.0
 _FIRST_LOOK_S = 2.0
 _CALL_TIMEOUT_S = 5.0
 # A check that is not answered in time is a busy peer more likely than a dead one: a
@@ -34,6 +34,9 @@ _SILENCES_UNTIL_GONE = 4
 
 ModelT = TypeVar("ModelT")
 StubT = TypeVar("StubT")
+
+Resolve = Callable[[str], Awaitable[frozenset[str]]]
+"""HOST:PORT to IP:PORTs; raises OSError."""
 
 
 class Replica(Generic[StubT, ModelT]):
@@ -55,15 +58,24 @@ class Replica(Generic[StubT, ModelT]):
         self.serving = False
         self.pending_count = 0
         self.silence_count = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Counts one call as running here."""
         self.pending_count += 1
+        self._idle.clear()
         try:
             yield
         finally:
             self.pending_count -= 1
+            if not self.pending_count:
+                self._idle.set()
+
+    async def idle(self) -> None:
+        """Returns once no call of ours is running here."""
+        await self._idle.wait()
 
     def gone(self) -> None:
         """Notes that a call found nobody here; the next health check may mend it."""
@@ -79,6 +91,9 @@ class ReplicaSet(Generic[StubT, ModelT]):
         targets: Sequence[str],
         make_stub: Callable[[grpc.aio.Channel], StubT],
         ask_model: Callable[[StubT], Awaitable[ModelT]],
+        *,
+        longest_call_s: float = 600.0,
+        resolve: Resolve = resolve,
     ) -> None:
         """
         Args:
@@ -86,15 +101,21 @@ class ReplicaSet(Generic[StubT, ModelT]):
             targets: HOST:PORT each.
             make_stub: makes the service's client.
             ask_model: asks a replica what it serves.
+            longest_call_s: how long a call may still run on a replica that left its name, in seconds.
+            resolve: looks up the addresses behind a target.
         """
         self.kind = kind
         self._targets = targets
         self._make_stub = make_stub
         self._ask_model = ask_model
+        self._longest_call_s = longest_call_s
+        self._resolve = resolve
         self._replicas: dict[str, Replica[StubT, ModelT]] = {}
         self._watching: asyncio.Task[None] | None = None
         self._checks: dict[str, asyncio.Task[None]] = {}
         self._retired: set[asyncio.Task[None]] = set()
+        self._finding: asyncio.Task[None] | None = None
+        self._look_ups: dict[str, asyncio.Future[frozenset[str]]] = {}
         self._model: ModelT | None = None
         self._unresolved: set[str] = set()
 
@@ -115,7 +136,8 @@ class ReplicaSet(Generic[StubT, ModelT]):
 
     async def start(self) -> None:
         """Looks once, then watches in the background."""
-        await self._look(resolve=True)
+        await asyncio.wait({self._find()}, timeout=_FIRST_LOOK_S)
+        self._check_all()
         if self._checks:
             await asyncio.wait(self._checks.values(), timeout=_FIRST_LOOK_S)
         self._watching = asyncio.create_task(self._watch(), name=f"watch-{self.kind}")
@@ -125,7 +147,13 @@ class ReplicaSet(Generic[StubT, ModelT]):
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
-        under_way = [*self._checks.values(), *self._retired]
+        under_way: list[asyncio.Future[Any]] = [
+            *self._checks.values(),
+            *self._retired,
+            *self._look_ups.values(),
+        ]
+        if self._finding is not None:
+            under_way.append(self._finding)
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
@@ -135,27 +163,35 @@ class ReplicaSet(Generic[StubT, ModelT]):
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
-        resolved_at = loop.time()
+        found_at = loop.time()
         while True:
             await asyncio.sleep(_WATCH_INTERVAL_S)
-            resolve = loop.time() - resolved_at >= _RESOLVE_INTERVAL_S
-            if resolve:
-                resolved_at = loop.time()
-            try:
-                await self._look(resolve=resolve)
-            except Exception:
-                logger.exception("watching %s replicas", self.kind)
+            # On its own, for the checks must go on while a name server keeps silent.
+            if not self._replicas or loop.time() - found_at >= _RESOLVE_INTERVAL_S:
+                found_at = loop.time()
+                self._find()
+            self._check_all()
 
-    async def _look(self, *, resolve: bool) -> None:
-        if resolve or not self._replicas:
-            await self._resolve()
+    def _check_all(self) -> None:
         for replica in self.replicas:
             if replica.address not in self._checks:
                 # Each on its own: a silent one must not delay news of the others.
                 self._checks[replica.address] = asyncio.create_task(self._check(replica))
 
-    async def _resolve(self) -> None:
-        found = await asyncio.gather(*(_addresses(target) for target in self._targets))
+    def _find(self) -> asyncio.Task[None]:
+        """Looks all names up, unless that is under way."""
+        if self._finding is None or self._finding.done():
+            self._finding = asyncio.create_task(self._find_all(), name=f"find-{self.kind}")
+        return self._finding
+
+    async def _find_all(self) -> None:
+        try:
+            await self._resolve_all()
+        except Exception:
+            logger.exception("looking for %s replicas", self.kind)
+
+    async def _resolve_all(self) -> None:
+        found = await asyncio.gather(*(self._addresses(target) for target in self._targets))
         self._note_unresolved(
             {target for target, group in zip(self._targets, found, strict=True) if not group}
         )
@@ -169,6 +205,22 @@ class ReplicaSet(Generic[StubT, ModelT]):
             logger.info("%s replica %s is gone from its name", self.kind, address)
             self._retire(self._replicas.pop(address))
 
+    async def _addresses(self, target: str) -> frozenset[str]:
+        """What a target stands for; nothing where no answer came in time."""
+        look_up = self._look_ups.get(target)
+        if look_up is None:
+            look_up = self._look_ups[target] = asyncio.ensure_future(self._resolve(target))
+        # Its thread cannot be stopped. Waiting on for the same answer next time, and
+        # not asking once more, keeps it at one thread for each target.
+        await asyncio.wait({look_up}, timeout=_RESOLVE_TIMEOUT_S)
+        if not look_up.done():
+            return frozenset()
+        del self._look_ups[target]
+        try:
+            return _of_one_version(look_up.result())
+        except OSError:
+            return frozenset()
+
     def _note_unresolved(self, targets: set[str]) -> None:
         for target in targets - self._unresolved:
             logger.warning("cannot resolve %s of the %s services; trying on", target, self.kind)
@@ -177,9 +229,18 @@ class ReplicaSet(Generic[StubT, ModelT]):
     def _retire(self, replica: Replica[StubT, ModelT]) -> None:
         """Closes a replica's channel once its last calls are over."""
         replica.serving = False
-        task = asyncio.create_task(replica.channel.close(grace=60.0))
+        task = asyncio.create_task(self._close_when_idle(replica))
         self._retired.add(task)
         task.add_done_callback(self._retired.discard)
+
+    async def _close_when_idle(self, replica: Replica[StubT, ModelT]) -> None:
+        try:
+            async with asyncio.timeout(self._longest_call_s):
+                await replica.idle()
+        except TimeoutError:
+            logger.warning("calls still run on %s replica %s, which is gone", self.kind, replica.address)
+        finally:
+            await replica.channel.close()
 
     async def _check(self, replica: Replica[StubT, ModelT]) -> None:
         try:
@@ -200,6 +261,8 @@ class ReplicaSet(Generic[StubT, ModelT]):
                 replica.model = self._model = await self._ask_model(replica.stub)
             replica.silence_count = 0
             return True
+        except grpc.aio.UsageError:
+            return False  # The channel was closed meanwhile.
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 return False
@@ -207,7 +270,30 @@ class ReplicaSet(Generic[StubT, ModelT]):
             return replica.serving and replica.silence_count < _SILENCES_UNTIL_GONE
 
 
-def peer_error(error: grpc.aio.AioRpcError, kind: str, replica: Replica[StubT, ModelT]) -> PerceptError:
+@contextmanager
+def typed_failures(kind: str, replica: Replica[StubT, ModelT]) -> Iterator[None]:
+    """Turns whatever a failed call raises into a typed error.
+
+    Raises:
+        UnavailableError: nobody answered, or the channel was closed before or under the call.
+        PerceptError: what the service answered.
+    """
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise _peer_error(error, kind, replica) from error
+    except grpc.aio.UsageError as error:
+        raise UnavailableError(f"the {kind} service is not reachable") from error
+    except asyncio.CancelledError:
+        # Also what grpc.aio raises where the channel is closed under a call: then
+        # nobody has cancelled the task that waits.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise UnavailableError(f"the {kind} service is not reachable") from None
+
+
+def _peer_error(error: grpc.aio.AioRpcError, kind: str, replica: Replica[StubT, ModelT]) -> PerceptError:
     """Returns the typed error of a failed call, and notes a replica that is gone.
 
     The address is for the log alone: callers of the gateway need not know it.
@@ -224,20 +310,7 @@ def _is_rich(error: grpc.aio.AioRpcError) -> bool:
     return any(key == "grpc-status-details-bin" for key, _ in error.trailing_metadata() or ())
 
 
-async def _addresses(target: str) -> list[str]:
-    """Resolves HOST:PORT to every IP:PORT; none where that fails."""
-    host, _, port = target.rpartition(":")
-    try:
-        answers = await asyncio.get_running_loop().getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM
-        )
-    except (OSError, ValueError):
-        return []
-    addresses = {ipaddress.ip_address(str(answer[4][0]).split("%")[0]) for answer in answers}
-    # A name with addresses of both versions has each replica twice.
-    version = min(address.version for address in addresses)
-    return [
-        f"[{address}]:{port}" if version == 6 else f"{address}:{port}"
-        for address in addresses
-        if address.version == version
-    ]
+def _of_one_version(addresses: frozenset[str]) -> frozenset[str]:
+    """A name with addresses of both versions has each replica twice: keeps version 4."""
+    of_version_4 = frozenset(address for address in addresses if not address.startswith("["))
+    return of_version_4 or addresses

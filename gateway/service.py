@@ -47,6 +47,14 @@ async def serve(settings: GatewaySettings) -> None:
 class GatewayServer(uvicorn.Server):
     """An HTTP server that leaves signals to its caller."""
 
+    def __init__(self, config: uvicorn.Config, client_timeout_s: float) -> None:
+        """
+        Args:
+            client_timeout_s: how long a client may leave what we sent unread, in seconds.
+        """
+        super().__init__(config)
+        self._client_timeout_s = client_timeout_s
+
     def stop(self) -> None:
         """Asks it to end; asked again, it ends at once."""
         self.force_exit = self.should_exit
@@ -60,6 +68,7 @@ class GatewayServer(uvicorn.Server):
         await super().startup(sockets)
         for listener in self.servers:
             for sock in listener.sockets:
+                _limit_unread(sock, self._client_timeout_s)
                 host, port = sock.getsockname()[:2]
                 logger.info("gateway listens on http://%s:%d/v1", host, port)
 
@@ -84,4 +93,15 @@ def build_server(gateway: Gateway, settings: GatewaySettings) -> GatewayServer:
         timeout_graceful_shutdown=_GRACE_S,
         backlog=2048,
     )
-    return GatewayServer(config)
+    return GatewayServer(config, settings.client_timeout_s)
+
+
+def _limit_unread(listener: socket.socket, seconds: float) -> None:
+    """Has the system drop connections whose peers take nothing for so long.
+
+    A connection that is closed with bytes to send lives on until they are sent.
+    Accepted connections inherit the option; systems without it rely on keepalive.
+    """
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if option is not None and listener.family in (socket.AF_INET, socket.AF_INET6):
+        listener.setsockopt(socket.IPPROTO_TCP, option, max(1, int(seconds * 1000)))

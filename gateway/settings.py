@@ -59,9 +59,10 @@ class GatewaySettings(ServiceSettings):
         5.0, gt=0, description="Longest time to fetch one URL, redirects included, in seconds."
     )
     max_media_mib: float = Field(32.0, gt=0, description="Largest media file, in MiB.")
-    max_body_mib: float = Field(
-        64.0, gt=0, description="Largest request body, in MiB. Bounds the memory that one request can take."
+    max_request_media_mib: float = Field(
+        256.0, gt=0, description="Most bytes of all media files of one request together, in MiB."
     )
+    max_body_mib: float = Field(64.0, gt=0, description="Largest request body, in MiB.")
     limit_mm_per_prompt: ItemLimits = Field(
         default_factory=dict,
         description='How many items of a modality one prompt may hold, for example "image=4". '
@@ -70,10 +71,18 @@ class GatewaySettings(ServiceSettings):
     request_timeout_s: float | None = Field(
         None, gt=0, description="Deadline of a whole request, in seconds. Default: --default-deadline-s."
     )
-    max_total_body_mib: float = Field(
+    max_held_mib: float = Field(
         1024.0,
         gt=0,
-        description="Bytes of all request bodies worked on at once, in MiB. Further bodies get 429.",
+        description="Most bytes that all requests together hold at once, in MiB: their bodies and their "
+        "media files, decoded or fetched. A request that needs more gets 429. Parsing and sending on take "
+        "memory beyond it, for the requests that are at it.",
+    )
+    client_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="Longest time that a client may take nothing of its answer, in seconds; then its "
+        "connection is closed.",
     )
     max_concurrent_requests: int = Field(
         512,
@@ -109,8 +118,12 @@ class GatewaySettings(ServiceSettings):
         return int(self.max_media_mib * MIB)
 
     @property
-    def max_total_body_byte_count(self) -> int:
-        return int(self.max_total_body_mib * MIB)
+    def max_request_media_byte_count(self) -> int:
+        return int(self.max_request_media_mib * MIB)
+
+    @property
+    def max_held_byte_count(self) -> int:
+        return int(self.max_held_mib * MIB)
 
     @property
     def max_body_byte_count(self) -> int:

@@ -76,6 +76,8 @@ class EventStreamResponse(Response):
         try:
             async for content in self._source:
                 await send({"type": "http.response.body", "body": event(content), "more_body": True})
+        except ClientDisconnect:
+            raise  # It takes nothing any more, no error either.
         except Exception as fault:
             body = event(error_body(as_percept_error(fault)))
             await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -34,6 +34,8 @@ _REQUEST_NAMES = {
     "prompt": "messages",
     "media": "messages",
 }
+# What a push of embeddings may be refused for: nothing that a request has.
+_PUSH_FIELDS = frozenset({"header", "chunk", "frame"})
 
 
 _MEDIA_PLACE = re.compile(r"media\[([0-9]{1,4})\]")
@@ -188,4 +190,6 @@ def to_request_param(param: str | None, items: Sequence[ResolvedItem]) -> str | 
         return items[int(place[1])].param
     path = param.removeprefix("sampling.").removeprefix("stopping.").removeprefix("conversation.")
     name, bracket, rest = path.partition("[")
+    if name.partition(".")[0] in _PUSH_FIELDS:
+        return None
     return _REQUEST_NAMES.get(name, name) + bracket + rest

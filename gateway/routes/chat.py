@@ -13,8 +13,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gateway.access import REQUEST_ID
+from gateway.admission import HOLDING
 from gateway.answers import AnswerCollector, AnswerHead, ChunkWriter, finish_reason
 from gateway.body import read_json
+from gateway.budget import Holding
 from gateway.conductor import Assignment
 from gateway.deadline import Deadline
 from gateway.description import ANSWER_RESPONSE, ERROR_RESPONSES, json_body
@@ -39,7 +41,8 @@ Frames = AsyncGenerator[llm_service_pb2.GenerateResponse, None]
 async def create_chat_completion(request: Request) -> Response:
     """Continues a conversation about text and pictures."""
     gateway: Gateway = request.app.state.gateway
-    work = _Work(gateway, request.scope["state"][REQUEST_ID])
+    state = request.scope["state"]
+    work = _Work(gateway, state[REQUEST_ID], state[HOLDING])
     body = await work.read_body(request)
     chat = parse_chat_request(body)
     head = work.head(chat)
@@ -54,8 +57,9 @@ async def create_chat_completion(request: Request) -> Response:
 class _Work:
     """One request's way through the gateway."""
 
-    def __init__(self, gateway: Gateway, request_id: str) -> None:
+    def __init__(self, gateway: Gateway, request_id: str, holding: Holding) -> None:
         self._gateway = gateway
+        self._holding = holding
         self._request_id = request_id
         self._meter = RequestMeter(gateway.metrics)
         self._deadline = Deadline.after(gateway.settings.deadline_s)
@@ -63,7 +67,7 @@ class _Work:
     async def read_body(self, request: Request) -> object:
         """Returns the parsed body. A client that is slow to send has the same deadline."""
         async with asyncio.timeout(self._deadline.remaining_s()):
-            return await read_json(request, self._gateway.settings.max_body_byte_count)
+            return await read_json(request, self._gateway.settings.max_body_byte_count, self._holding)
 
     def head(self, chat: ChatCompletionRequest) -> AnswerHead:
         """What every object of the answer repeats.
@@ -95,6 +99,9 @@ class _Work:
             error = as_percept_error(fault)
             self._meter.fail(error)
             raise error from fault
+        except (asyncio.CancelledError, GeneratorExit):
+            self._meter.cancel()
+            raise
 
     async def _assignment(self, chat: ChatCompletionRequest) -> Assignment:
         gateway = self._gateway
@@ -103,7 +110,8 @@ class _Work:
         self._meter.asked(
             choice_count=chat.n or 1, max_tokens=chat.max_token_count, image_count=len(prompt.media)
         )
-        items = await gateway.media.resolve_all(prompt.media)
+        async with asyncio.timeout(self._deadline.remaining_s()):
+            items = await gateway.media.resolve_all(prompt.media, self._holding.take_media)
         request = to_generate_request(
             chat, prompt, items, request_id=self._request_id, max_model_len=gateway.model().max_model_len
         )

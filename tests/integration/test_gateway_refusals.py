@@ -293,7 +293,7 @@ async def test_bodies_over_the_limit() -> None:
 
 
 async def test_bodies_over_the_limit_of_all_together() -> None:
-    async with running_stack(max_total_body_mib=0.5) as stack, httpx.AsyncClient(timeout=30) as http:
+    async with running_stack(max_held_mib=0.5) as stack, httpx.AsyncClient(timeout=30) as http:
         answer = await http.post(
             stack.base_url + "/chat/completions", json=message(role="user", content="x" * 1_000_000)
         )

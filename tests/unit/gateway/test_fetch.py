@@ -63,6 +63,10 @@ def test_addresses_that_are_public(address: str) -> None:
     assert is_public(ip_address(address))
 
 
+def free(byte_count: int) -> None:
+    """A budget without an end."""
+
+
 class Origin:
     """A web server on loopback that answers paths with prepared bytes."""
 
@@ -128,7 +132,7 @@ async def fetching(resolver: Resolver, **limits: object) -> AsyncIterator[Fetche
 async def test_fetches_by_name_from_the_checked_address() -> None:
     origin = Origin({"/a.png?b=c": ok(b"picture")})
     async with origin.running(), fetching(names(site=["127.0.0.1"])) as fetcher:
-        assert await fetcher.fetch(f"http://site.example:{origin.port}/a.png?b=c#d") == b"picture"
+        assert await fetcher.fetch(f"http://site.example:{origin.port}/a.png?b=c#d", free) == b"picture"
         assert f"Host: site.example:{origin.port}\r\n" in origin.heads[0]
 
 
@@ -138,11 +142,11 @@ async def test_private_addresses_are_refused_by_default() -> None:
     async with origin.running(), fetching(resolver, private=False) as fetcher:
         for host in ("inside", "mixed", "ten"):
             with pytest.raises(MediaFetchError, match="not allowed"):
-                await fetcher.fetch(f"http://{host}.example:{origin.port}/")
+                await fetcher.fetch(f"http://{host}.example:{origin.port}/", free)
         with pytest.raises(MediaFetchError, match="resolved"):
-            await fetcher.fetch("http://none.example/")
+            await fetcher.fetch("http://none.example/", free)
         with pytest.raises(MediaFetchError, match="resolved"):
-            await fetcher.fetch("http://other.example/")
+            await fetcher.fetch("http://other.example/", free)
         assert origin.heads == []
 
 
@@ -160,7 +164,7 @@ async def test_each_connection_resolves_and_checks_anew() -> None:
     origin = Origin({"/": moved("/next"), "/next": ok(b"secret")})
     async with origin.running(), fetching(rebinding) as fetcher:
         with pytest.raises(MediaFetchError, match="not allowed"):
-            await fetcher.fetch(f"http://site.example:{origin.port}/")
+            await fetcher.fetch(f"http://site.example:{origin.port}/", free)
         assert asked == ["site.example", "site.example"]
         assert len(origin.heads) == 1
 
@@ -184,17 +188,17 @@ async def test_redirects_are_checked_like_urls() -> None:
         base = f"http://site.example:{origin.port}"
         for path in ("/scheme", "/user", "/host", "/slash", "/empty", "/loop"):
             with pytest.raises(MediaFetchError):
-                await fetcher.fetch(base + path)
-        assert await fetcher.fetch(base + "/good") == b"picture"
+                await fetcher.fetch(base + path, free)
+        assert await fetcher.fetch(base + "/good", free) == b"picture"
 
 
 async def test_domains_are_exact() -> None:
     resolver = names(site=["127.0.0.1"], **{"sub.site": ["127.0.0.1"]})
     origin = Origin({"/": ok(b"picture")})
     async with origin.running(), fetching(resolver, domains=frozenset({"site.example"})) as fetcher:
-        assert await fetcher.fetch(f"http://SITE.example:{origin.port}/") == b"picture"
+        assert await fetcher.fetch(f"http://SITE.example:{origin.port}/", free) == b"picture"
         with pytest.raises(MediaFetchError, match="not allowed") as caught:
-            await fetcher.fetch(f"http://sub.site.example:{origin.port}/")
+            await fetcher.fetch(f"http://sub.site.example:{origin.port}/", free)
         assert "site.example" not in caught.value.message
 
 
@@ -213,14 +217,14 @@ async def test_size_is_limited_while_streaming() -> None:
     async with origin.running(), fetching(names(site=["127.0.0.1"])) as fetcher:
         for path in origin.answers:
             with pytest.raises(MediaTooLargeError):
-                await fetcher.fetch(f"http://site.example:{origin.port}{path}")
+                await fetcher.fetch(f"http://site.example:{origin.port}{path}", free)
 
 
 async def test_time_is_limited_in_total() -> None:
     async with Origin({}).running() as origin, fetching(names(site=["127.0.0.1"]), timeout_s=0.3) as fetcher:
         start = time.monotonic()
         with pytest.raises(MediaFetchError, match=r"within 0\.3 s"):
-            await fetcher.fetch(f"http://site.example:{origin.port}/silent")
+            await fetcher.fetch(f"http://site.example:{origin.port}/silent", free)
         assert time.monotonic() - start < 2
 
 
@@ -239,7 +243,7 @@ async def test_answers_that_are_no_media() -> None:
     async with origin.running(), fetching(names(site=["127.0.0.1"])) as fetcher:
         for path in origin.answers:
             with pytest.raises(MediaFetchError):
-                await fetcher.fetch(f"http://site.example:{origin.port}{path}")
+                await fetcher.fetch(f"http://site.example:{origin.port}{path}", free)
 
 
 async def test_refused_connection() -> None:
@@ -247,16 +251,16 @@ async def test_refused_connection() -> None:
         port = origin.port
     async with fetching(names(site=["127.0.0.1"])) as fetcher:
         with pytest.raises(MediaFetchError, match="reached"):
-            await fetcher.fetch(f"http://site.example:{port}/")
+            await fetcher.fetch(f"http://site.example:{port}/", free)
 
 
 async def test_places_are_bounded_and_given_back() -> None:
     origin = Origin({"/": ok(b"picture")})
     async with origin.running(), fetching(names(site=["127.0.0.1"]), concurrency=2) as fetcher:
         url = f"http://site.example:{origin.port}"
-        slow = [asyncio.create_task(fetcher.fetch(url + "/slow")) for _ in range(2)]
+        slow = [asyncio.create_task(fetcher.fetch(url + "/slow", free)) for _ in range(2)]
         await asyncio.sleep(0.05)
-        waiting = asyncio.create_task(fetcher.fetch(url + "/"))
+        waiting = asyncio.create_task(fetcher.fetch(url + "/", free))
         await asyncio.sleep(0.05)
         assert not waiting.done()
         slow[0].cancel()
