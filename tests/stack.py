@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,17 +170,28 @@ class UpStack(Stack):
             stub = llm_service_pb2_grpc.LlmServiceStub(channel)
             return stub.GetStatus(llm_service_pb2.GetStatusRequest(), timeout=5)
 
+    def gateway_request_count(self) -> int:
+        """Requests that the gateway is working on, by its own gauge."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+        (count,) = re.findall(r"^percept:num_requests_in_gateway (\S+)$", text, flags=re.MULTILINE)
+        return int(float(count))
+
     def is_idle(self) -> bool:
         """Says whether nothing is held for any request in any service."""
         llms = [self.llm_status(i) for i in range(len(self.services("llm")))]
         encoders = [self.encoder_status(i) for i in range(len(self.services("encoder")))]
-        return all(
-            status.running_sequence_count == 0
-            and status.waiting_sequence_count == 0
-            and status.pending_request_count == 0
-            and status.used_block_count == 0
-            for status in llms
-        ) and all(status.pending_item_count == 0 for status in encoders)
+        return (
+            self.gateway_request_count() == 0
+            and all(
+                status.running_sequence_count == 0
+                and status.waiting_sequence_count == 0
+                and status.pending_request_count == 0
+                and status.used_block_count == 0
+                for status in llms
+            )
+            and all(status.pending_item_count == 0 for status in encoders)
+        )
 
     def wait_until_idle(self, timeout_s: float) -> float:
         """Waits until nothing is held; returns the seconds that it took.

@@ -79,8 +79,13 @@ async def test_a_client_that_leaves_frees_everything_within_a_second(
         for stream in streams:
             await stream.close()
     else:
-        calls = [asyncio.create_task(client.chat.completions.create(**long(2100 + i))) for i in range(12)]
-        await asyncio.sleep(0.05)
+        # Large pictures: decoding them takes longer than it takes to leave.
+        bodies = [long(2100 + i) | {"messages": ask(2100 + i, (1600, 1200))["messages"]} for i in range(12)]
+        calls = [asyncio.create_task(client.chat.completions.create(**body)) for body in bodies]
+        while stack.llm_status().pending_request_count == 0:
+            await asyncio.sleep(0.005)
+        assert stack.gateway_request_count() > 0
+        assert not any(call.done() for call in calls)
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)

@@ -25,6 +25,7 @@ from tests.stack import UpStack
 pytestmark = pytest.mark.end_to_end
 
 TOKENS = 24
+LONG_ANSWER = 96
 CHUNK = 32
 
 
@@ -70,17 +71,17 @@ class Served:
         )
         self._expected: dict[str, list[int]] = {}
 
-    def expected(self, asked: Case, name: str | None = None) -> list[int]:
+    def expected(self, asked: Case, name: str | None = None, tokens: int = TOKENS) -> list[int]:
         """Token ids that transformers generates."""
         if name is not None and name in self._expected:
             return self._expected[name]
         prompt = self.reference.chat(template_messages(asked.messages))
-        ids = self.reference.generate(prompt, asked.pictures, TOKENS, min_new_tokens=TOKENS)
+        ids = self.reference.generate(prompt, asked.pictures, tokens, min_new_tokens=tokens)
         if name is not None:
             self._expected[name] = ids
         return ids
 
-    async def answer(self, messages: list[dict[str, Any]], **extra: Any) -> Any:
+    async def answer(self, messages: list[dict[str, Any]], tokens: int = TOKENS) -> Any:
         url = f"{self.stack.url}/v1"
         # One client for each question: every test has an event loop of its own.
         async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=100) as client:
@@ -88,9 +89,9 @@ class Served:
                 model=self.model,
                 messages=messages,  # type: ignore[arg-type]
                 temperature=0,
-                max_completion_tokens=TOKENS,
+                max_completion_tokens=tokens,
                 logprobs=True,
-                extra_body={"min_tokens": TOKENS, **extra},
+                extra_body={"min_tokens": tokens},
             )
 
     def check(self, answer: Any, ids: list[int]) -> None:
@@ -140,11 +141,16 @@ async def test_alone_and_again(served: Served, name: str) -> None:
 
 
 async def test_sixteen_at_once_with_preemption(served: Served) -> None:
-    names = [list(CASES)[i % len(CASES)] for i in range(16)]
+    # Different from the first word on, so that no blocks are shared, and each grows
+    # by several blocks: together they outgrow the pool after they were admitted.
+    asked = [
+        case(f"{i} {LONG_TEXT[: 90 + 5 * i]}", *([picture(70 + i)] if i % 3 else []), "describe it")
+        for i in range(16)
+    ]
     before = served.stack.llm_status().preemption_count
-    answers = await asyncio.gather(*(served.answer(CASES[name].messages) for name in names))
-    for name, answer in zip(names, answers, strict=True):
-        served.check(answer, served.expected(CASES[name], name))
+    answers = await asyncio.gather(*(served.answer(one.messages, LONG_ANSWER) for one in asked))
+    for one, answer in zip(asked, answers, strict=True):
+        served.check(answer, served.expected(one, tokens=LONG_ANSWER))
     assert served.stack.llm_status().preemption_count > before
 
 
