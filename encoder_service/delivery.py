@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import grpc
@@ -39,6 +39,7 @@ from shared.wire import chunk_ranges, header_to_wire
 
 _MAX_CHANNEL_COUNT = 64
 
+_FAILED_WRITE = (asyncio.InvalidStateError, grpc.aio.AioRpcError)
 _ITEMS_FAULTS = (BadMediaError, BadEmbeddingsError, ContextLengthError)
 _REFUSALS = (InvalidRequestError, UnauthorizedError, UnknownModelError)
 
@@ -155,31 +156,18 @@ async def _send(call: PutCall, header: PutRequest, encoding: Encoding) -> float:
     any time: the rest is then not sent.
     """
     end = CallEnd(call)
-    with _failed_writes_pass():
+    # A write fails where the call has ended meanwhile; the call's end tells how.
+    with suppress(*_FAILED_WRITE):
         await call.write(header)
     item = await _rows_or_end(call, encoding)
     stopwatch = Stopwatch()
     if item is not None:
-        with _failed_writes_pass():
+        with suppress(*_FAILED_WRITE):
             for chunk in tensor_chunks(item):
                 await call.write(PutRequest(chunk=chunk))
             await call.done_writing()
     await end.raise_for_status()
     return stopwatch.seconds()
-
-
-@contextmanager
-def _failed_writes_pass() -> Iterator[None]:
-    """Swallows what a write raises where the call has ended meanwhile: its end tells more."""
-    try:
-        yield
-    except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
-        pass
-    except asyncio.CancelledError:
-        # grpc.aio's own, where the peer ended the call with CANCELLED, unless we are meant.
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
 
 
 async def _rows_or_end(call: PutCall, encoding: Encoding) -> EncodedItem | None:

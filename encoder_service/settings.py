@@ -23,7 +23,9 @@ class EncoderSettings(ServiceSettings):
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of the tower. Default: torch's own.")
     workers: int = Field(
-        default_factory=lambda: max(1, min(8, (os.cpu_count() or 2) // 2)),
+        # Two even on two cores: one costly picture must not hold up all others, and an idle
+        # worker takes 62 MB.
+        default_factory=lambda: max(2, min(8, (os.cpu_count() or 2) // 2)),
         ge=1,
         le=64,
         description="Worker processes that decode and preprocess, one item each at a time.",
@@ -39,7 +41,10 @@ class EncoderSettings(ServiceSettings):
     )
     max_payload_mib: int = Field(64, ge=1, description="Largest payload of one item, in MiB.")
     max_image_pixels: int = Field(
-        178_956_970, ge=1, description="Largest picture, width x height, checked before it is decoded."
+        64_000_000,
+        ge=1,
+        description="Largest picture, width x height, checked before it is decoded. "
+        "While a worker has it, it may use 24 bytes for each of these pixels and 1 GiB more.",
     )
     decode_timeout_s: float = Field(
         30.0, gt=0, description="Seconds that decoding one item may take before its worker is killed."

@@ -6,6 +6,8 @@ not know colour: these modes are all grey.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -15,6 +17,9 @@ from shared.errors import UnsupportedMediaError
 _BITS_PER_SAMPLE = 258
 _SAMPLE_FORMAT = 339
 _SIGNED = 2
+
+_PART_LENGTH = 1 << 20
+"""Samples that are scaled at once."""
 
 
 def to_eight_bits(picture: Image.Image) -> Image.Image:
@@ -31,13 +36,24 @@ def to_eight_bits(picture: Image.Image) -> Image.Image:
         return picture
     bits, signed = _depth(picture)
     samples = np.asarray(picture)
-    values = _values(samples, bits, signed)
-    grey = Image.fromarray(_scaled(values, 2 ** (bits - signed) - 1), mode=None)
     transparent = picture.info.get("transparency")
-    if isinstance(transparent, int):
-        alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
-        return Image.merge("LA", (grey, Image.fromarray(alpha)))
-    return grey
+    grey = np.empty(samples.shape, np.uint8)
+    alpha = np.full(samples.shape, 255, np.uint8) if isinstance(transparent, int) else None
+    # By parts, since a value takes eight bytes on its way.
+    for part in _parts(samples.shape):
+        values = _values(samples[part], bits, signed)
+        grey[part] = _scaled(values, 2 ** (bits - signed) - 1)
+        if alpha is not None:
+            alpha[part][values == transparent] = 0
+    if alpha is None:
+        return Image.fromarray(grey)
+    return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha)))
+
+
+def _parts(shape: tuple[int, ...]) -> Iterator[slice]:
+    row_count = max(1, _PART_LENGTH // shape[1])
+    for start in range(0, shape[0], row_count):
+        yield slice(start, start + row_count)
 
 
 def _depth(picture: Image.Image) -> tuple[int, bool]:

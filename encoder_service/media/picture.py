@@ -54,6 +54,10 @@ def decode_picture(payload: bytes | memoryview, max_pixel_count: int) -> Image.I
     Orientation is applied, transparency is laid on white, deeper samples are
     scaled to 8 bits.
 
+    A file cut short is refused, with one exception: a JPEG to whose cut end somebody
+    put an end marker again decodes with its lower part grey. libjpeg only warns of
+    that, and Pillow drops its warnings.
+
     Args:
         payload: the file.
         max_pixel_count: largest width x height, checked before decoding.

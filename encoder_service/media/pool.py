@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import multiprocessing
-import os
-import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.context import ForkServerProcess
 from typing import TypeVar
 
 from encoder_service.media import messages
-from encoder_service.media.worker import WorkerLimits, work
+from encoder_service.media.worker import WorkerLimits
+from encoder_service.media.worker_process import WorkerLostError, WorkerProcess
 from shared.errors import BadMediaError, UnavailableError
 from shared.families.base import EncodedItem, Features, Preprocessor
 
@@ -27,13 +24,8 @@ logger = logging.getLogger(__name__)
 
 _R = TypeVar("_R")
 
-_START_LIMIT_S = 120.0
-_END_LIMIT_S = 2.0
-_PRELOADED = ["encoder_service.media.preload"]
-
-
-class WorkerLostError(Exception):
-    """A worker died while it had an item."""
+_UNWANTED_LIMIT_S = 1.0
+"""Time that a job gets to end after its caller left: about what a new worker costs."""
 
 
 class WorkerPool:
@@ -47,11 +39,12 @@ class WorkerPool:
     """
 
     def __init__(self, factory: Callable[[], Preprocessor], worker_count: int, limits: WorkerLimits) -> None:
-        self._workers = [_Worker(factory, limits) for _ in range(worker_count)]
-        self._idle: asyncio.LifoQueue[_Worker] = asyncio.LifoQueue(worker_count)
+        self._workers = [WorkerProcess(factory, limits) for _ in range(worker_count)]
+        self._idle: asyncio.LifoQueue[WorkerProcess] = asyncio.LifoQueue(worker_count)
         self._threads = ThreadPoolExecutor(worker_count, thread_name_prefix="worker-channel")
         self._returning: set[asyncio.Task[None]] = set()
         self._limits = limits
+        self._closed = False
         self.lost_worker_count = 0
 
     @property
@@ -71,26 +64,33 @@ class WorkerPool:
             self._idle.put_nowait(worker)
 
     async def close(self) -> None:
-        """Ends all workers, whatever they do."""
+        """Ends all workers at once, whatever they do. Who waits for one gets UnavailableError."""
+        self._closed = True
+        for worker in self._workers:
+            worker.kill()
+        # Threads see their workers' ends; only then nobody but us uses the workers.
         await asyncio.gather(*self._returning)
+        await asyncio.to_thread(self._threads.shutdown)
         await asyncio.gather(*(asyncio.to_thread(worker.end) for worker in self._workers))
-        self._threads.shutdown()
 
     async def run(self, job: messages.Job, payload: bytes) -> Features | EncodedItem:
         """Runs one job in the next free worker.
 
         A job whose worker dies is tried once more: the death may have been
-        another's doing (the kernel's, an operator's). A caller who leaves does
-        not stop the worker, which has an end of its own.
+        another's doing (the kernel's, an operator's). When the caller leaves, a
+        worker that is not done within a second is ended too: nobody may hold one
+        with a costly item and no interest in it.
 
         Raises:
             PerceptError: whatever the worker answered.
+            UnavailableError: the pool is closed.
             BadMediaError: the time was up, or two workers died of the item.
         """
         for _ in range(2):
             try:
                 return await self._run_once(job, payload)
             except WorkerLostError:
+                self._check_open()
                 self.lost_worker_count += 1
                 logger.warning("a worker died with an item")
             except TimeoutError:
@@ -101,110 +101,43 @@ class WorkerPool:
 
     async def _run_once(self, job: messages.Job, payload: bytes) -> Features | EncodedItem:
         worker = await self._idle.get()
+        if self._closed:
+            # For the next one who waits, and is to learn it too.
+            self._idle.put_nowait(worker)
+            self._check_open()
         task = asyncio.ensure_future(self._in_thread(worker.call, job, payload))
         try:
             return await asyncio.shield(task)
         finally:
+            # Not done here: the caller has left.
             returning = asyncio.create_task(self._return(worker, task))
             self._returning.add(returning)
             returning.add_done_callback(self._returning.discard)
 
-    async def _return(self, worker: _Worker, task: asyncio.Future[Features | EncodedItem]) -> None:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UnavailableError("the encoder service is shutting down")
+
+    async def _return(self, worker: WorkerProcess, task: asyncio.Future[Features | EncodedItem]) -> None:
         """Puts a worker back when its job is over, with a new process if it needs one."""
-        await asyncio.wait([task])
-        try:
-            await self._in_thread(worker.ensure_alive)
-        except Exception:
-            # The next job finds it dead, tries again and reports to its caller.
-            logger.exception("a worker could not be started again")
+        await asyncio.wait([task], timeout=_UNWANTED_LIMIT_S)
+        if not task.done():
+            worker.kill()
+            await asyncio.wait([task])
         if not task.cancelled():
             # Retrieved, should the caller have left before it.
             task.exception()
+        if not self._closed:
+            await self._made_ready(worker)
         self._idle.put_nowait(worker)
+
+    async def _made_ready(self, worker: WorkerProcess) -> None:
+        try:
+            await self._in_thread(worker.recover)
+        except Exception:
+            if not self._closed:
+                # The next job finds it dead, tries again and reports to its caller.
+                logger.exception("a worker could not be started again")
 
     async def _in_thread(self, function: Callable[..., _R], *arguments: object) -> _R:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
-
-
-class _Worker:
-    """One process and our end of its socket. Used by one thread at a time."""
-
-    def __init__(self, factory: Callable[[], Preprocessor], limits: WorkerLimits) -> None:
-        self._factory = factory
-        self._limits = limits
-        self._process: ForkServerProcess | None = None
-        self._channel: socket.socket | None = None
-
-    def call(self, job: messages.Job, payload: bytes) -> Features | EncodedItem:
-        """Sends a job and waits for its result.
-
-        Raises:
-            TimeoutError: the worker was killed at its limit.
-            WorkerLostError: the worker died.
-            PerceptError: what the worker answered.
-        """
-        channel = self.ensure_alive()
-        try:
-            channel.settimeout(self._limits.time_limit_s)
-            file = messages.payload_file(payload)
-            try:
-                messages.send(channel, job, file)
-            finally:
-                os.close(file)
-            reply, result_file = messages.receive_reply(channel)
-        except TimeoutError:
-            self.end()
-            raise
-        except OSError as fault:
-            self.end()
-            raise WorkerLostError from fault
-        return _result(reply, result_file)
-
-    def ensure_alive(self) -> socket.socket:
-        """Starts the process where there is none, and waits for its preprocessor."""
-        if self._channel is not None and self._process is not None and self._process.is_alive():
-            return self._channel
-        self.end()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(_PRELOADED)
-            self._process = context.Process(
-                target=work, args=(theirs, self._factory, self._limits), daemon=True
-            )
-            self._process.start()
-        self._channel = ours
-        self._await_ready(ours)
-        return ours
-
-    def _await_ready(self, channel: socket.socket) -> None:
-        channel.settimeout(_START_LIMIT_S)
-        try:
-            reply, _ = messages.receive_reply(channel)
-        except OSError as fault:
-            self.end()
-            raise UnavailableError("a worker process did not start") from fault
-        if isinstance(reply, messages.Failed):
-            self.end()
-            raise messages.to_error(reply)
-
-    def end(self) -> None:
-        """Kills the process, if there is one, and waits for its end."""
-        channel, process = self._channel, self._process
-        self._channel = self._process = None
-        if channel is not None:
-            channel.close()
-        if process is not None:
-            process.kill()
-            process.join(_END_LIMIT_S)
-
-
-def _result(reply: messages.Reply, file: int | None) -> Features | EncodedItem:
-    try:
-        if isinstance(reply, messages.Failed):
-            raise messages.to_error(reply)
-        assert isinstance(reply, messages.Done) and file is not None, "a job is answered by a result"
-        return messages.unpack(reply, file)
-    finally:
-        if file is not None:
-            os.close(file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encoder_service.media.depth import to_eight_bits
 from encoder_service.media.picture import decode_picture
 from shared.errors import BadMediaError, MediaTooLargeError, UnsupportedMediaError
 
@@ -78,6 +80,18 @@ def test_a_truncated_file_is_refused_or_whole_but_never_part_grey(name: str) -> 
         except BadMediaError:
             refused += 1
     assert refused >= 55
+
+
+def test_scaling_deep_samples_takes_little_memory_beside_the_picture() -> None:
+    deep = Image.fromarray(np.full((2000, 4000), 40_000, np.uint16))
+    tracemalloc.start()
+    try:
+        grey = to_eight_bits(deep)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert grey.getpixel((3999, 1999)) == 156
+    assert peak < 8 * 8_000_000
 
 
 def test_the_pixel_limit_holds_before_decoding() -> None:

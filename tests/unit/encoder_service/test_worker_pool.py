@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,12 +22,14 @@ from encoder_service.media.messages import Job
 from encoder_service.media.pool import WorkerPool
 from encoder_service.media.worker import WorkerLimits
 from protos.media.v1 import media_pb2
-from shared.errors import BadMediaError, InvalidRequestError, MediaTooLargeError
+from shared.errors import BadMediaError, InvalidRequestError, MediaTooLargeError, UnavailableError
 from shared.families.base import EncodedItem, Features
 from tests.unit.encoder_service.obedient import make_nothing, make_obedient
 from tests.unit.encoder_service.waiting import until
 
 LIMITS = WorkerLimits(time_limit_s=2.0, memory_byte_count=400_000_000, max_pixel_count=10_000_000)
+
+PATIENT = WorkerLimits(time_limit_s=30.0, memory_byte_count=400_000_000, max_pixel_count=10_000_000)
 
 
 def picture(colour: tuple[int, int, int] = (10, 20, 30), size: tuple[int, int] = (8, 8)) -> bytes:
@@ -149,6 +152,76 @@ async def test_a_caller_who_leaves_costs_nobody_a_worker(pool: WorkerPool) -> No
     await asyncio.gather(*leaving, return_exceptions=True)
     await asyncio.gather(*(run_features(pool, job()) for _ in range(10)))
     assert pool.lost_worker_count == 0
+
+
+async def test_callers_who_leave_costly_items_hold_no_worker(pool: WorkerPool) -> None:
+    leaving = [asyncio.create_task(run_features(pool, job(sleep=60))) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    for task in leaving:
+        task.cancel()
+    started = time.monotonic()
+    await asyncio.gather(*(run_features(pool, job()) for _ in range(10)))
+    # Well before the time limit would have done it.
+    assert time.monotonic() - started < LIMITS.time_limit_s - 0.3
+    assert pool.lost_worker_count == 0
+
+
+async def test_closing_ends_a_busy_worker_at_once_and_tells_who_waits(tmp_path: Path) -> None:
+    pool = WorkerPool(make_obedient, 1, PATIENT)
+    await pool.start()
+    report = tmp_path / "pid"
+    running = asyncio.create_task(run_features(pool, job(report=str(report), sleep=60)))
+    waiting = [asyncio.create_task(run_features(pool, job())) for _ in range(3)]
+    await until(lambda: report.exists() and report.read_text() != "")
+    started = time.monotonic()
+    await pool.close()
+    assert time.monotonic() - started < 2
+    assert not psutil.pid_exists(int(report.read_text()))
+    async with asyncio.timeout(2):
+        ends = await asyncio.gather(running, *waiting, return_exceptions=True)
+    assert [type(end) for end in ends] == [UnavailableError] * 4
+
+
+async def test_closing_does_not_wait_for_a_job_whose_caller_left() -> None:
+    pool = WorkerPool(make_obedient, 1, PATIENT)
+    await pool.start()
+    leaving = asyncio.create_task(run_features(pool, job(sleep=60)))
+    await asyncio.sleep(0.1)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    started = time.monotonic()
+    await pool.close()
+    assert time.monotonic() - started < 0.9
+
+
+PROGRAM = """
+import asyncio, sys
+with open(sys.argv[1], "a") as file:
+    file.write("imported ")
+from encoder_service.media.pool import WorkerPool
+from encoder_service.media.worker import WorkerLimits
+from tests.unit.encoder_service.obedient import make_obedient
+
+async def main() -> None:
+    pool = WorkerPool(make_obedient, 2, WorkerLimits(2.0, 400_000_000, 1000))
+    await pool.start()
+    await pool.close()
+    assert sys.modules["__main__"].__file__ == __file__
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("way", [["program.py"], ["-m", "program"]], ids=["file", "module"])
+async def test_workers_do_not_import_the_main_module(way: list[str], tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, *way, str(tmp_path / "imports"), cwd=tmp_path, env=environment
+    )
+    assert await asyncio.wait_for(program.wait(), 60) == 0
+    assert (tmp_path / "imports").read_text() == "imported "
 
 
 async def test_a_factory_that_fails_tells_why() -> None:
