@@ -5,10 +5,19 @@ from __future__ import annotations
 import asyncio
 import base64
 
+import grpc
 import httpx
 import pytest
 
-from shared.errors import OverloadedError, UnavailableError
+from shared.errors import (
+    BadMediaError,
+    InternalError,
+    InvalidRequestError,
+    MediaTooLargeError,
+    OverloadedError,
+    PerceptError,
+    UnavailableError,
+)
 from tests.integration.scripted_services import (
     ScriptedEncoder,
     ScriptedLlm,
@@ -206,3 +215,80 @@ async def test_too_many_requests_at_once() -> None:
         refused = next(answer for answer in answers if answer.status_code == 429)
         assert refused.headers["retry-after"] == "1"
         assert (await ask(stack, body())).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_channel_that_is_closed_under_a_call_ends_its_request(stream: bool) -> None:
+    async with running_stack([ScriptedLlm(pause_s=30.0)], request_timeout_s=20.0) as stack:
+        asking = asyncio.create_task(ask(stack, body(stream=stream)))
+        await until(lambda: stack.llms[0].running == 1)
+        await stack.gateway.llms.replicas[0].channel.close()
+        async with asyncio.timeout(5):
+            assert (await asking).status_code == 503
+
+
+async def test_an_encoders_channel_that_is_closed_under_a_call() -> None:
+    encoders = [ScriptedEncoder(pause_s=1.0), ScriptedEncoder(pause_s=1.0)]
+    async with running_stack(encoders=encoders) as stack:
+        asking = asyncio.create_task(ask(stack, body(picture(1))))
+        await until(lambda: any(encoder.running for encoder in encoders))
+        busy = next(encoder for encoder in encoders if encoder.running)
+        for replica in stack.gateway.encoders.replicas:
+            if replica.address == busy.address:
+                await replica.channel.close()
+        assert (await asking).status_code == 200
+        assert [encoder.encoded != [] for encoder in encoders].count(True) == 1
+
+
+async def elsewhere(target: str) -> frozenset[str]:
+    return frozenset({"127.0.0.1:9"})
+
+
+async def test_a_replica_that_left_its_name_finishes_its_calls() -> None:
+    async with running_stack([ScriptedLlm(pause_s=0.3)]) as stack:
+        asking = asyncio.create_task(ask(stack, body()))
+        await until(lambda: stack.llms[0].running == 1)
+        (replica,) = stack.gateway.llms.replicas
+        stack.gateway.llms._resolve = elsewhere
+        await until(lambda: replica not in stack.gateway.llms.replicas)
+        assert (await asking).status_code == 200
+        await until(lambda: replica.channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN, seconds=2.0)
+
+
+async def test_a_replica_that_left_its_name_is_not_waited_for_for_ever() -> None:
+    async with running_stack([ScriptedLlm(pause_s=60.0)]) as stack:
+        asking = asyncio.create_task(ask(stack, body()))
+        await until(lambda: stack.llms[0].running == 1)
+        stack.gateway.llms._longest_call_s = 0.2
+        stack.gateway.llms._resolve = elsewhere
+        async with asyncio.timeout(20):
+            assert (await asking).status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "blamed"),
+    [
+        (BadMediaError("The bytes are no picture."), 400, True),
+        (MediaTooLargeError("too many pixels"), 413, True),
+        (OverloadedError("full"), 429, False),
+        (InternalError("internal error, logged as 1"), 500, False),
+        (InvalidRequestError("image_embeds must be (rows, 8)", param="header.tensors"), 500, False),
+        (InvalidRequestError("not one of ours", param="delivery_address"), 500, False),
+    ],
+)
+async def test_only_what_is_wrong_with_a_picture_names_it(
+    fault: PerceptError, status: int, blamed: bool
+) -> None:
+    async with running_stack(encoders=[ScriptedEncoder(fail_with=fault)]) as stack:
+        answer = await ask(stack, body(picture(1)))
+        assert answer.status_code == status
+        error = answer.json()["error"]
+        assert error["param"] == ("messages[0].content[0].image_url" if blamed else None)
+        assert fault.message in error["message"]
+
+
+async def test_what_an_llm_says_of_a_push_is_no_field_of_the_request() -> None:
+    refusal = InvalidRequestError("an item of 9 bytes exceeds the embedding store", param="header.tensors")
+    async with running_stack([ScriptedLlm(refuse_with=refusal)]) as stack:
+        answer = await ask(stack, body())
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, None)

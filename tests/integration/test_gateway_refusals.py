@@ -128,6 +128,8 @@ REFUSED: list[tuple[str, dict[str, object], int, str | None]] = [
         f"{URL_PARAM}.x",
     ),
     ("detail", content({"image_url": {"url": DATA_URL, "detail": "ultra"}}), 400, f"{URL_PARAM}.detail"),
+    ("detail list", content({"image_url": {"url": DATA_URL, "detail": []}}), 400, f"{URL_PARAM}.detail"),
+    ("detail object", content({**part(DATA_URL), "detail": {}}), 400, "messages[0].content[0].detail"),
     ("long uuid", content({**part(DATA_URL), "uuid": "a" * 1_000_000}), 400, "messages[0].content[0].uuid"),
     ("nine pictures", content(*[part(DATA_URL)] * 9), 400, "image"),
     # Media.

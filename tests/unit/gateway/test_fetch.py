@@ -7,6 +7,8 @@ no connection is ever opened to one of them.
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,8 +17,8 @@ from ipaddress import ip_address
 import pytest
 
 from gateway.addresses import IpAddress, is_public
-from gateway.fetch import Fetcher, FetchLimits, Resolver
-from shared.errors import MediaFetchError, MediaTooLargeError
+from gateway.fetch import Fetcher, FetchLimits, Resolver, resolve
+from shared.errors import MediaFetchError, MediaTooLargeError, OverloadedError
 
 
 @pytest.mark.parametrize(
@@ -266,3 +268,57 @@ async def test_places_are_bounded_and_given_back() -> None:
         slow[0].cancel()
         assert await waiting == b"picture"
         slow[1].cancel()
+
+
+async def test_the_wait_for_a_place_has_an_end() -> None:
+    async with (
+        Origin({}).running() as origin,
+        fetching(names(site=["127.0.0.1"]), concurrency=1, timeout_s=0.5) as fetcher,
+    ):
+        url = f"http://site.example:{origin.port}/silent"
+        # What holds the place is not ended by the same time limit.
+        await fetcher._places.acquire()
+        start = time.monotonic()
+        with pytest.raises(OverloadedError):
+            await fetcher.fetch(url, free)
+        assert time.monotonic() - start < 3
+        fetcher._places.release()
+        with pytest.raises(MediaFetchError):
+            await fetcher.fetch(url, free)
+
+
+async def test_pieces_are_taken_before_they_are_kept() -> None:
+    def refuse_after_half(byte_count: int) -> None:
+        taken.append(byte_count)
+        if sum(taken) > 500:
+            raise OverloadedError("enough")
+
+    taken: list[int] = []
+    origin = Origin({"/": ok(b"x" * 1000), "/small": ok(b"x" * 400)})
+    async with origin.running(), fetching(names(site=["127.0.0.1"])) as fetcher:
+        base = f"http://site.example:{origin.port}"
+        assert len(await fetcher.fetch(base + "/small", refuse_after_half)) == sum(taken) == 400
+        with pytest.raises(OverloadedError):
+            await fetcher.fetch(base + "/", refuse_after_half)
+
+
+async def test_look_ups_that_hang_hold_up_no_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    asked: list[str] = []
+
+    def silent(host: str, port: int, **options: object) -> list[object]:
+        asked.append(threading.current_thread().name)
+        release.wait(30)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    looking = [asyncio.create_task(resolve(f"{number}.example", 80)) for number in range(50)]
+    try:
+        await asyncio.sleep(0.2)
+        assert 0 < len(asked) <= 16
+        assert all(name.startswith("media-look-up") for name in asked)
+        async with asyncio.timeout(5):
+            assert await asyncio.to_thread(lambda: 1) == 1
+    finally:
+        release.set()
+        await asyncio.gather(*looking)
