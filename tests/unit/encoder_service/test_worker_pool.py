@@ -182,18 +182,6 @@ async def test_closing_ends_a_busy_worker_at_once_and_tells_who_waits(tmp_path: 
     assert [type(end) for end in ends] == [UnavailableError] * 4
 
 
-async def test_closing_does_not_wait_for_a_job_whose_caller_left() -> None:
-    pool = WorkerPool(make_obedient, 1, PATIENT)
-    await pool.start()
-    leaving = asyncio.create_task(run_features(pool, job(sleep=60)))
-    await asyncio.sleep(0.1)
-    leaving.cancel()
-    await asyncio.wait([leaving])
-    started = time.monotonic()
-    await pool.close()
-    assert time.monotonic() - started < 0.9
-
-
 PROGRAM = """
 import asyncio, sys
 with open(sys.argv[1], "a") as file:
