@@ -36,10 +36,10 @@ BROAD = Lesson(
     skills=(("describe", 3), ("colour", 2), ("shape", 2), ("count", 4), ("position", 5), ("presence", 3)),
 )
 HARD = Lesson(
-    kinds=(74, 17, 8, 1),
-    numbers=0.15,
-    skills=(("describe", 3), ("colour", 3), ("shape", 1), ("count", 4), ("position", 12), ("presence", 1)),
-    counts=(3, 34, 43, 10, 10),
+    kinds=(50, 42, 7, 1),
+    numbers=0.1,
+    skills=(("describe", 2), ("colour", 7), ("shape", 1), ("count", 6), ("position", 11), ("presence", 1)),
+    counts=(3, 31, 38, 14, 14),
 )
 
 

@@ -63,7 +63,7 @@ _ANSWERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("pair_a.png",), "Describe this picture.", "A yellow star."),
     (("pair_b.png",), "How many shapes are there?", "Three."),
     (("pair_a.png", "pair_b.png"), "Which picture has more shapes?", "The second."),
-    (("pair_a.png", "pair_b.png"), "Which picture shows a star?", "The first."),
+    (("pair_a.png", "pair_b.png"), "What is in the first picture?", "A yellow star."),
 )
 
 

@@ -85,8 +85,10 @@ class Worker:
     def step(self) -> tuple[float, float]:
         """One step on this worker's share of the batch; the losses of answers and of cells."""
         share = self.done * self._plan.workers + self._number
-        lesson = HARD if self.done >= self._plan.steps else BROAD
-        batch = build_batch(self._tokenizer, SHAPE, self._plan.seed, share, lesson)
+        refining = self.done >= self._plan.steps
+        if refining and self._learner.tower_learns:
+            self._learner.freeze_tower()
+        batch = build_batch(self._tokenizer, SHAPE, self._plan.seed, share, HARD if refining else BROAD)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             spoken, seen = self._forward(batch.tensors())
         (spoken + seen).backward()  # type: ignore[no-untyped-call]

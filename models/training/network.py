@@ -91,15 +91,25 @@ class Learner(nn.Module):
         self.model.set_attn_implementation("eager")
         width = config.text_config.hidden_size
         self.seen = nn.Linear(width, KINDS + INKS + 1 + 2)
+        self.tower_learns = True
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The answers' loss and the cells' loss, each a mean."""
-        cells = encode_pictures(self.model.model.visual, Batch(**batch))
+        """The answers' loss and the cells' loss, each a mean; no cells' loss once the tower is frozen."""
+        with torch.set_grad_enabled(self.tower_learns):
+            cells = encode_pictures(self.model.model.visual, Batch(**batch))
         logits = answer_logits(self.model, cells, Batch(**batch))
         spoken = F.cross_entropy(
             logits.flatten(0, 1).float(), batch["labels"].flatten(), ignore_index=IGNORED
         )
+        if not self.tower_learns:
+            return spoken, torch.zeros(())
         return spoken, self._seen_loss(cells, batch) * _SEEN_WEIGHT
+
+    def freeze_tower(self) -> None:
+        """From now on only the language model learns."""
+        self.tower_learns = False
+        self.model.model.visual.requires_grad_(False)
+        self.seen.requires_grad_(False)
 
     def _seen_loss(self, cells: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         kind, ink, centre, place = self.seen(cells).float().split((KINDS, INKS, 1, 2), dim=-1)

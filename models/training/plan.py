@@ -13,19 +13,20 @@ class Plan:
     """How long and how hard to train.
 
     The first `steps` learn from all kinds of conversation alike; their rate is level until the last
-    `decay` share of them, in which it falls to zero. The `refining` steps after them dwell on what is
-    hardest, and their rate falls from `refining_share` of the full one to zero.
+    `decay` share of them, in which it falls to zero. The `refining` steps after them teach only the
+    language model, whose turn comes last: by then the tower sees nearly everything. They dwell on what
+    is hardest, and their rate falls from `refining_share` of the full one to zero.
     """
 
     steps: int = 6000
-    refining: int = 1500
+    refining: int = 2500
     seed: int = 0
     rate: float = 1.2e-3
     matrix_rate: float = 2.5e-3
     warmup: int = 200
     decay: float = 0.35
-    refining_share: float = 0.4
-    save_every: int = 250
+    refining_share: float = 1.0
+    save_every: int = 125
     compiled: bool = True
     workers: int = 2
 

@@ -17,12 +17,13 @@ _FOLDER = Path(__file__).parents[1] / ".training"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.training.train", description=__doc__)
     parser.add_argument("--steps", type=int, default=Plan.steps, help="steps before the refining ones")
+    parser.add_argument("--refining", type=int, default=Plan.refining, help="steps on what is hardest")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--workers", type=int, default=Plan.workers, help="processes of one thread each")
     parser.add_argument("--folder", type=Path, default=_FOLDER, help="where checkpoints and the log go")
     parser.add_argument("--output", type=Path, default=BUNDLED, help="where the model is exported to")
     chosen = parser.parse_args()
-    plan = Plan(steps=chosen.steps, seed=chosen.seed, workers=chosen.workers)
+    plan = Plan(steps=chosen.steps, refining=chosen.refining, seed=chosen.seed, workers=chosen.workers)
     export(train(plan, chosen.folder), chosen.output)
 
 
