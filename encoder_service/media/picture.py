@@ -36,6 +36,9 @@ _FOREIGN_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (4, b"JXL \r\n", "JPEG XL"),
 )
 
+_STRIP_LENGTH = 1 << 20
+"""Pixels that are laid on white at once."""
+
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -137,10 +140,20 @@ def _upright(picture: Image.Image) -> Image.Image:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     picture = to_eight_bits(picture)
     if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        return _on_white(picture)
     try:
         return picture if picture.mode == "RGB" else picture.convert("RGB")
     except ValueError:
         raise UnsupportedMediaError(f"pictures of mode {picture.mode} are not accepted") from None
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """Lays a transparent picture on white, by strips: the steps between take memory."""
+    width, height = picture.size
+    result = Image.new("RGB", picture.size)
+    strip_height = max(1, _STRIP_LENGTH // width)
+    for top in range(0, height, strip_height):
+        rgba = picture.crop((0, top, width, min(height, top + strip_height))).convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        result.paste(Image.alpha_composite(white, rgba).convert("RGB"), (0, top))
+    return result

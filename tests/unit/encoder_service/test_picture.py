@@ -162,6 +162,17 @@ def test_transparency_is_laid_on_white(data: bytes) -> None:
     assert decode_picture(data, LIMIT).getpixel((0, 0)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_large_transparent_picture_is_laid_on_white_without_seams(mode: str) -> None:
+    # 2.5 strips.
+    pixels = np.random.default_rng(0).integers(0, 255, (2000, 1300, 4), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    stored = picture.quantize(64) if mode == "P" else picture.convert(mode)
+    white = Image.new("RGBA", picture.size, "white")
+    expected = Image.alpha_composite(white, stored.convert("RGBA")).convert("RGB")
+    assert decode_picture(encoded(stored), 3_000_000).tobytes() == expected.tobytes()
+
+
 def test_half_transparent_is_half_white() -> None:
     data = encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 128)))
     assert decode_picture(data, LIMIT).getpixel((0, 0)) == (127, 127, 127)
