@@ -28,6 +28,8 @@ from llm_service.engine.messages import (
     EngineStatus,
     LoadFailed,
     LoadProgress,
+    Ping,
+    Pong,
     RowsNeeded,
     RowsUsed,
     SequenceFailed,
@@ -38,14 +40,22 @@ from llm_service.engine.messages import (
     ToFront,
     TokenReport,
 )
-from shared.errors import UnavailableError
+from llm_service.engine_watch import EngineWatch
+from shared.errors import OverloadedError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
 MAX_FAILED_STARTS = 5
 """Starts in a row without a ready engine, after which the service gives up."""
 
+MAX_BACKLOG_BYTES = 64 * 1024 * 1024
+"""Bytes that wait for an engine that does not read; beyond it sequences are refused.
+
+The other messages are a few bytes each, and no more than what was admitted causes.
+"""
+
 _LONGEST_PAUSE_S = 30.0
+_RETRY_AFTER_S = 1.0
 _STOP_PATIENCE_S = 10.0
 
 
@@ -85,7 +95,10 @@ class EngineClient:
         changed: called whenever `ready` has changed.
     """
 
-    def __init__(self, settings: EngineSettings, arena: EmbeddingArena) -> None:
+    def __init__(self, settings: EngineSettings, arena: EmbeddingArena, *, step_timeout_s: float) -> None:
+        """Args:
+        step_timeout_s: an engine at work that says nothing for so long is killed.
+        """
         self.ready: EngineReady | None = None
         self.status: EngineStatus | None = None
         self.start_count = 0
@@ -96,6 +109,7 @@ class EngineClient:
         self._listeners: dict[int, SequenceListener] = {}
         self._last_sequence_id = 0
         self._writer: asyncio.StreamWriter | None = None
+        self._watch = EngineWatch(step_timeout_s, lambda: self.send(Ping()))
         self._stopping = asyncio.Event()
         self._reason = "its log says why"
 
@@ -114,9 +128,12 @@ class EngineClient:
 
         Raises:
             UnavailableError: there is no engine right now.
+            OverloadedError: it does not read what was sent before.
         """
-        if self.ready is None:
+        if self.ready is None or self._writer is None:
             raise UnavailableError("the engine is not ready")
+        if self._writer.transport.get_write_buffer_size() > MAX_BACKLOG_BYTES:
+            raise OverloadedError("the engine is far behind", retry_after=_RETRY_AFTER_S)
         self._listeners[message.sequence_id] = listener
         self.send(message)
 
@@ -126,7 +143,7 @@ class EngineClient:
             self.send(CancelSequence(sequence_id))
 
     def send(self, message: ToEngine) -> None:
-        """Sends a message; drops it where there is no engine."""
+        """Sends a message, without waiting; drops it where there is no engine."""
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(encode_frame(message))
 
@@ -164,14 +181,28 @@ class EngineClient:
             theirs.close()
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         was_ready = False
+        watching = asyncio.create_task(self._end_if_stuck(process), name="watch the engine")
         try:
             while (message := await _read(reader)) is not None:
+                self._watch.heard()
                 was_ready = was_ready or isinstance(message, EngineReady)
                 self._take(message)
         finally:
+            watching.cancel()
             self._lose()
             await _end(process)
         return was_ready
+
+    async def _end_if_stuck(self, process: asyncio.subprocess.Process) -> None:
+        """Kills a process whose step does not return; what follows is the same as after a crash."""
+        await self._watch.until_silent(lambda: self.ready is not None and bool(self._listeners))
+        logger.error(
+            "the engine process %d has said nothing for %g s; ending it", process.pid, self._watch.timeout_s
+        )
+        process.kill()
+        # A process that hangs in a driver does not even die: stop listening to it all the same.
+        if self._writer is not None:
+            self._writer.transport.abort()
 
     async def _spawn(self, socket_fd: int) -> asyncio.subprocess.Process:
         self.start_count += 1
@@ -212,6 +243,8 @@ class EngineClient:
                 self._reason = text
             case EngineReady():
                 self._take_ready(message)
+            case Pong():
+                pass  # Any message is a sign of life; this one says no more.
 
     def _take_step(self, report: StepReport) -> None:
         self.status = report.status

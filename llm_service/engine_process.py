@@ -44,7 +44,7 @@ from shared.errors import InvalidRequestError, PerceptError
 from shared.telemetry import configure_logging
 
 INBOX_SIZE = 4096
-"""Messages that wait for the step loop; beyond it the front waits in the socket."""
+"""Messages that wait for the step loop; beyond it the socket fills, and then the front's own bound holds."""
 
 IDLE_S = 1.0
 """A pause of this length, in seconds, is used to check the engine's books, once."""

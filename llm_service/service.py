@@ -98,7 +98,9 @@ async def running(settings: LlmSettings, stopping: asyncio.Event) -> AsyncIterat
     family = load_family(checkpoint)
     budget = int(settings.embedding_store_gib * _GIB)
     arena = EmbeddingArena.create(budget * VIRTUAL_FACTOR)
-    engine = EngineClient(engine_settings(settings, checkpoint), arena)
+    engine = EngineClient(
+        engine_settings(settings, checkpoint), arena, step_timeout_s=settings.step_timeout_s
+    )
     store = EmbeddingStore(arena, budget, engine.send, asyncio.get_running_loop().time)
     prompts, facts = await asyncio.to_thread(_prompts_and_facts, settings, checkpoint, family)
     parts = GenerationParts(prompts, store, engine, Admission(settings.max_pending_requests))

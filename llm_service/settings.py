@@ -37,7 +37,10 @@ class LlmSettings(ServiceSettings):
     kv_cache_gib: float | None = Field(
         None,
         gt=0,
-        description="Size of the KV cache in GiB. Default: what fits (CUDA), a share of RAM (CPU).",
+        description=(
+            "Size of the KV cache in GiB. Default: what fits (CUDA), a tenth of the available memory, "
+            "at most 4 GiB (CPU)."
+        ),
     )
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="Share of the GPU's memory that weights and KV cache may take."
@@ -46,6 +49,11 @@ class LlmSettings(ServiceSettings):
         0.5, gt=0, description="Most memory for embedding rows that wait for their prefill, in GiB."
     )
     enable_prefix_caching: bool = Field(True, description="Reuse the KV blocks of equal prompt beginnings.")
+    step_timeout_s: float = Field(
+        300.0,
+        gt=0,
+        description="The engine is started again when it is silent for so long over a step, in seconds.",
+    )
     max_pending_requests: int = Field(
         256, ge=1, description="Requests accepted and not finished; further ones are refused, not queued."
     )

@@ -26,6 +26,8 @@ from llm_service.engine.messages import (
     EmbeddingsClosed,
     EngineStatus,
     OpenEmbeddings,
+    Ping,
+    Pong,
     PrefillReport,
     SequenceFailed,
     SequenceRefused,
@@ -102,6 +104,8 @@ class Engine:
             case CancelSequence():
                 if message.sequence_id in self._scheduler:
                     self._end(message.sequence_id)
+            case Ping():
+                self._outbox.append(Pong())
 
     def step(self) -> bool:
         """Runs one step, if any sequence can go on, and says whether one ran.

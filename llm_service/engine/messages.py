@@ -184,6 +184,14 @@ class Shutdown(msgspec.Struct, tag=True, frozen=True):
     """Front to engine: end the process."""
 
 
+class Ping(msgspec.Struct, tag=True, frozen=True):
+    """Front to engine: answer with `Pong` before the next step."""
+
+
+class Pong(msgspec.Struct, tag=True, frozen=True):
+    """Engine to front: the step before this message has returned."""
+
+
 class LoadProgress(msgspec.Struct, tag=True, frozen=True):
     """Engine to front, before `EngineReady`: how far loading is, 0 to 1, and what it does."""
 
@@ -338,7 +346,9 @@ class SequenceFailed(msgspec.Struct, tag=True, frozen=True):
     text: str
 
 
-ToEngine = AddSequence | OpenEmbeddings | EmbeddingRowsReady | CloseEmbeddings | CancelSequence | Shutdown
+ToEngine = (
+    AddSequence | OpenEmbeddings | EmbeddingRowsReady | CloseEmbeddings | CancelSequence | Ping | Shutdown
+)
 ToFront = (
     LoadProgress
     | LoadFailed
@@ -348,4 +358,5 @@ ToFront = (
     | EmbeddingsClosed
     | SequenceRefused
     | SequenceFailed
+    | Pong
 )

@@ -75,11 +75,6 @@ class Sequence:
         return (self.arrival, self.sequence_id)
 
     @property
-    def output_token_ids(self) -> list[int]:
-        """The generated tokens."""
-        return self.token_ids[self.prompt_length :]
-
-    @property
     def output_count(self) -> int:
         """Number of generated tokens."""
         return len(self.token_ids) - self.prompt_length

@@ -1,6 +1,9 @@
-"""How many KV blocks fit: from a byte budget on CPU, from what is left of the memory on CUDA.
+"""How many KV blocks fit: into the size that was asked for, or into a share of the memory there is.
 
-Knows sizes only. Does not allocate, and does not know who uses the blocks.
+On the CPU that share is a tenth of what is available, at most 4 GiB, and at
+least one sequence of the `max_model_len` that was asked for. On CUDA it is what
+`gpu_memory_utilization` leaves beside all else. Knows sizes only. Does not
+allocate, and does not know who uses the blocks.
 """
 
 from __future__ import annotations
@@ -10,14 +13,18 @@ from collections.abc import Callable
 import torch
 
 from llm_service.engine.messages import EngineSettings
+from llm_service.runner.available_memory import available_byte_count
 from llm_service.runner.kv_cache import block_byte_count
 from shared.errors import InvalidRequestError
 from shared.families.base import KvLayout
 
 GIB = 1 << 30
 
-DEFAULT_GIB = 1.0
-"""Pool on CPU when no size is given. The memory is taken as blocks are used, not at start."""
+CPU_SHARE = 0.1
+"""Share of the available memory for the pool on CPU when no size is given."""
+
+MOST_CPU_BYTES = 4 * GIB
+"""Most of it. The memory is taken as blocks are used, not at start."""
 
 
 def count_blocks(
@@ -35,15 +42,13 @@ def count_blocks(
             activations beside the weights.
 
     Raises:
-        InvalidRequestError: the budget does not hold one block, or less than
+        InvalidRequestError: the size that was asked for is more than the memory
+            that is available, or the budget does not hold one block, or less than
             one sequence of the `max_model_len` that was asked for.
     """
-    if settings.kv_cache_gib is None and device.type == "cuda":
-        budget = _measure_cuda(settings.gpu_memory_utilization, device, profile)
-    else:
-        budget = int((settings.kv_cache_gib or DEFAULT_GIB) * GIB)
     size = block_byte_count(layout, settings.block_size, dtype)
     needed = -(-(settings.max_model_len or 1) // settings.block_size)
+    budget = _budget(settings, needed * size, device, profile)
     fitting = max(budget // size, 0)
     if fitting < needed:
         raise InvalidRequestError(
@@ -52,6 +57,23 @@ def count_blocks(
             "(on a GPU --gpu-memory-utilization) or lower --max-model-len"
         )
     return fitting
+
+
+def _budget(settings: EngineSettings, least: int, device: torch.device, profile: Callable[[], None]) -> int:
+    """Bytes for the pool; `least` holds one sequence."""
+    on_cuda = device.type == "cuda"
+    if settings.kv_cache_gib is None and on_cuda:
+        return _measure_cuda(settings.gpu_memory_utilization, device, profile)
+    available = int(torch.cuda.mem_get_info(device)[0]) if on_cuda else available_byte_count()
+    if settings.kv_cache_gib is None:
+        return min(max(int(available * CPU_SHARE), least), available, max(MOST_CPU_BYTES, least))
+    wanted = int(settings.kv_cache_gib * GIB)
+    if wanted > available:
+        raise InvalidRequestError(
+            f"--kv-cache-gib {settings.kv_cache_gib:g} does not fit: "
+            f"{available / GIB:.2f} GiB of memory are available on {device}"
+        )
+    return wanted
 
 
 def _measure_cuda(utilization: float, device: torch.device, profile: Callable[[], None]) -> int:

@@ -73,6 +73,16 @@ def test_names_are_words_of_the_glossary(repository: Path) -> None:
     assert not wrong
 
 
+def test_the_wire_uses_words_of_the_glossary(repository: Path) -> None:
+    """Names and comments of the protos alike."""
+    wrong = []
+    for path in sorted((repository / "protos").rglob("*.proto")):
+        others = ENGINE_WORDS if "llm" in path.parts else WORDS
+        for word in re.findall(r"[A-Za-z]+", path.read_text(encoding="utf-8")):
+            wrong += [f"{path.name}: {word}" for part in words_of(word) if part.lower() in others]
+    assert not wrong
+
+
 def test_no_module_is_named_for_nothing(repository: Path) -> None:
     assert not [path for path in python_files(repository) if path.stem in WHOLE_NAMES | {"common", "misc"}]
 

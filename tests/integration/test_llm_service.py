@@ -66,7 +66,7 @@ class Bench:
         return token if token == "<image>" else f"<|vision_start|>{token}<|vision_end|>"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["qwen2_vl", "llava"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["qwen2_vl", "qwen2_5_vl", "llava"])
 async def bench(
     request: pytest.FixtureRequest, tiny_checkpoint: Callable[[str], Path]
 ) -> AsyncIterator[Bench]:
@@ -180,9 +180,11 @@ async def test_sixteen_at_once_with_more_pictures_than_the_store_holds(bench: Be
 
 async def test_a_picture_that_two_want_is_asked_of_one(bench: Bench) -> None:
     image = picture(31)
-    first, second = (bench.caller.open(question(0, word, images=[image])) for word in ("a", "b"))
+    # Prompts are tokenised side by side, so the second call might otherwise be the first to want it.
+    first = bench.caller.open(question(0, "a", images=[image]))
     frame = await first.read()
     assert list(frame.media_needed.keys) == [key_of(image)]
+    second = bench.caller.open(question(0, "b", images=[image]))
     reading = asyncio.create_task(second.read())
     await asyncio.sleep(0.1)
     assert not reading.done()
@@ -227,6 +229,7 @@ async def test_choices_are_those_of_their_own_seeds(bench: Bench) -> None:
     sampling = {"temperature": 1.5, "seed": 5, "choice_count": 3}
     answer = await bench.caller.ask(question("Hello", sampling=sampling))
     assert sorted(answer.finishes) == [0, 1, 2]
+    assert len({tuple(token_ids) for token_ids in answer.token_ids.values()}) == 3
     assert answer.usage.completion_token_count == sum(map(len, answer.token_ids.values()))
     single = {"temperature": 1.5, "seed": 6}
     alone = await bench.caller.ask(question("Hello", sampling=single))
@@ -267,6 +270,15 @@ async def test_log_probabilities_come_with_every_token(bench: Bench) -> None:
     texts = [one.chosen.text for one in answer.logprobs if one.chosen.token_id not in special]
     # Bytes that are no whole character may be joined to another number of U+FFFD.
     assert "".join(texts).replace("\ufffd", "").strip().startswith(answer.texts[0].split("\ufffd")[0].strip())
+
+
+async def test_every_choice_has_its_own_log_probabilities(bench: Bench) -> None:
+    sampling = {"temperature": 1.5, "seed": 5, "choice_count": 2}
+    answer = await bench.caller.ask(question("Hi", sampling=sampling, top_logprobs=2))
+    for index in range(2):
+        told = [one for delta in answer.deltas if delta.choice_index == index for one in delta.logprobs]
+        assert [one.chosen.token_id for one in told] == answer.token_ids[index]
+        assert all(len(one.top) == 2 for one in told)
 
 
 # Refusals

@@ -31,7 +31,7 @@ from llm_service.service import serve
 from llm_service.settings import LlmSettings
 asyncio.run(serve(LlmSettings(
     model=sys.argv[1], listen=sys.argv[2], device="cpu", threads=1, kv_cache_gib=0.02,
-    embedding_store_gib=0.01, drain_grace_s=20)))
+    embedding_store_gib=0.01, drain_grace_s=20, step_timeout_s=float(sys.argv[3]))))
 """
 
 
@@ -53,9 +53,10 @@ class Service:
 
 
 @asynccontextmanager
-async def started(folder: Path, port: int) -> AsyncIterator[Service]:
+async def started(folder: Path, port: int, step_timeout_s: float = 300) -> AsyncIterator[Service]:
     address = f"127.0.0.1:{port}"
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", START, str(folder), address)
+    command = [sys.executable, "-c", START, str(folder), address, str(step_timeout_s)]
+    process = await asyncio.create_subprocess_exec(*command)
     try:
         await wait_until_serving(address, 200)
         async with open_channel(address) as channel:
@@ -122,6 +123,26 @@ async def test_an_engine_killed_in_every_phase_fails_its_requests_and_comes_back
         assert status.engine_start_count == 2
 
 
+async def test_an_engine_whose_step_never_returns_is_replaced(
+    tiny_checkpoint: Callable[[str], Path], free_port: int
+) -> None:
+    async with started(tiny_checkpoint("qwen2_vl"), free_port, step_timeout_s=4) as service:
+        # One who waits for rows is no sign of trouble, however long it takes.
+        waiting = service.caller.open(question(0, images=[picture(3)]))
+        assert (await waiting.read()).HasField("media_needed")
+        running = service.caller.open(question("go on", max_tokens=1500))
+        assert (await running.read()).HasField("delta")
+        stuck = service.engine()
+        stuck.suspend()
+        assert isinstance(await failure(running), UnavailableError)
+        await asyncio.to_thread(psutil.wait_procs, [stuck], 10)
+        assert not stuck.is_running() or stuck.status() == psutil.STATUS_ZOMBIE
+        await wait_until_serving(service.address, 200)
+        assert (await service.caller.ask(question("and now?"))).finishes
+        assert (await service.caller.status()).engine_start_count == 2
+        waiting.cancel()
+
+
 async def test_sigterm_lets_running_requests_end_and_leaves_nothing_behind(
     tiny_checkpoint: Callable[[str], Path], free_port: int
 ) -> None:
@@ -161,7 +182,8 @@ async def test_a_checkpoint_that_cannot_be_served_ends_the_start_with_the_reason
     lost = next(name for name in tensors if "layers.1.mlp" in name)
     save_file({name: tensor for name, tensor in tensors.items() if name != lost}, weights)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", START, str(tmp_path), f"127.0.0.1:{free_port}", stderr=asyncio.subprocess.PIPE
+        *(sys.executable, "-c", START, str(tmp_path), f"127.0.0.1:{free_port}", "300"),
+        stderr=asyncio.subprocess.PIPE,
     )
     _, stderr = await asyncio.wait_for(process.communicate(), 250)
     assert process.returncode == 1

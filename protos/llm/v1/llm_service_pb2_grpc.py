@@ -29,7 +29,7 @@ class LlmServiceStub:
     """Generates text.
 
     Errors are the call's status with google.rpc.ErrorInfo, never a frame.
-    Cancelling a call frees all that it holds; there is no other way to abort.
+    Cancelling a call frees all that it holds; there is no other way to end it early.
     """
 
     def __init__(self, channel):
@@ -69,7 +69,7 @@ class LlmServiceServicer:
     """Generates text.
 
     Errors are the call's status with google.rpc.ErrorInfo, never a frame.
-    Cancelling a call frees all that it holds; there is no other way to abort.
+    Cancelling a call frees all that it holds; there is no other way to end it early.
     """
 
     def Generate(self, request, context):
@@ -151,7 +151,7 @@ class LlmService:
     """Generates text.
 
     Errors are the call's status with google.rpc.ErrorInfo, never a frame.
-    Cancelling a call frees all that it holds; there is no other way to abort.
+    Cancelling a call frees all that it holds; there is no other way to end it early.
     """
 
     @staticmethod

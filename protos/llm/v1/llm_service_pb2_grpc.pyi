@@ -30,7 +30,7 @@ class LlmServiceStub:
     """Generates text.
 
     Errors are the call's status with google.rpc.ErrorInfo, never a frame.
-    Cancelling a call frees all that it holds; there is no other way to abort.
+    Cancelling a call frees all that it holds; there is no other way to end it early.
     """
 
     @_typing.overload
@@ -58,7 +58,7 @@ class LlmServiceAsyncStub(LlmServiceStub):
     """Generates text.
 
     Errors are the call's status with google.rpc.ErrorInfo, never a frame.
-    Cancelling a call frees all that it holds; there is no other way to abort.
+    Cancelling a call frees all that it holds; there is no other way to end it early.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -82,7 +82,7 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
     """Generates text.
 
     Errors are the call's status with google.rpc.ErrorInfo, never a frame.
-    Cancelling a call frees all that it holds; there is no other way to abort.
+    Cancelling a call frees all that it holds; there is no other way to end it early.
     """
 
     @_abc_1.abstractmethod

@@ -44,9 +44,9 @@ def test_positions_continue_after_the_prompt() -> None:
 
 def test_output_is_what_follows_the_prompt() -> None:
     sequence = make(length=3)
-    assert (sequence.output_token_ids, sequence.output_count) == ([], 0)
+    assert (sequence.token_ids, sequence.output_count) == (sequence.token_ids[: sequence.prompt_length], 0)
     sequence.token_ids += [7, 8]
-    assert (sequence.output_token_ids, sequence.output_count, sequence.prompt_length) == ([7, 8], 2, 3)
+    assert (sequence.token_ids[3:], sequence.output_count, sequence.prompt_length) == ([7, 8], 2, 3)
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ class Driver:
         while any(sequence.output_count < count for sequence in sequences):
             unfinished = [sequence for sequence in sequences if sequence.output_count < count]
             self.step([(sequence, chunk) for sequence in unfinished])
-        return [sequence.output_token_ids for sequence in sequences]
+        return [sequence.token_ids[sequence.prompt_length :] for sequence in sequences]
 
     def _schedule(self, sequence: Sequence, count: int) -> ScheduledSequence:
         start = sequence.computed_count

@@ -11,6 +11,8 @@ import torch
 
 from llm_service.engine.batch import ScheduledBatch
 from llm_service.engine.messages import SamplingSettings
+from llm_service.runner import kv_size
+from llm_service.runner.available_memory import available_byte_count
 from llm_service.runner.kv_cache import KvCache, block_byte_count
 from llm_service.runner.kv_size import GIB, count_blocks
 from llm_service.runner.load import choose_device, load_runner
@@ -35,10 +37,48 @@ def test_pool_fills_the_budget() -> None:
     assert count_blocks(LAYOUT, settings, torch.bfloat16, CPU, no_profile) == int(0.001 * GIB) // size
 
 
-def test_pool_has_a_default_size_on_cpu() -> None:
-    settings = settings_for(Path("anywhere"), kv_cache_gib=None)
+@pytest.mark.parametrize(
+    ("available", "max_model_len", "expected"),
+    [(8 * GIB, 8, 0.8 * GIB), (400 * GIB, 8, 4 * GIB), (GIB // 4, 500_000, 0.1789 * GIB)],
+    ids=["a tenth", "at most 4 GiB", "at least one sequence"],
+)
+def test_pool_takes_a_share_of_the_memory_on_cpu(
+    available: int, max_model_len: int, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_size, "available_byte_count", lambda: available)
+    settings = settings_for(Path("anywhere"), kv_cache_gib=None, max_model_len=max_model_len)
     size = block_byte_count(LAYOUT, 4, torch.float32)
-    assert count_blocks(LAYOUT, settings, torch.float32, CPU, no_profile) == GIB // size
+    got = count_blocks(LAYOUT, settings, torch.float32, CPU, no_profile) * size
+    assert got == pytest.approx(expected, rel=0.001)
+
+
+def test_a_sequence_that_the_memory_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_size, "available_byte_count", lambda: GIB // 8)
+    settings = settings_for(Path("anywhere"), kv_cache_gib=None, max_model_len=500_000)
+    with pytest.raises(InvalidRequestError, match="lower --max-model-len"):
+        count_blocks(LAYOUT, settings, torch.float32, CPU, no_profile)
+
+
+def test_a_pool_that_does_not_fit_into_memory_is_refused() -> None:
+    settings = settings_for(Path("anywhere"), kv_cache_gib=1e6)
+    with pytest.raises(InvalidRequestError, match=r"--kv-cache-gib 1e\+06 does not fit: .* available on cpu"):
+        count_blocks(LAYOUT, settings, torch.float32, CPU, no_profile)
+
+
+@pytest.mark.parametrize(
+    ("limit_file", "use_file"),
+    [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")],
+)
+def test_a_control_group_limits_the_memory(tmp_path: Path, limit_file: str, use_file: str) -> None:
+    machine = available_byte_count(tmp_path)
+    assert machine > 1 << 20
+    group = tmp_path / "sys/fs/cgroup"
+    (group / limit_file).parent.mkdir(parents=True)
+    (group / use_file).write_text("3000\n")
+    (group / limit_file).write_text("10000\n")
+    assert available_byte_count(tmp_path) == 7000
+    (group / limit_file).write_text("max\n")
+    assert available_byte_count(tmp_path) > 1 << 20
 
 
 def test_pool_too_small_for_one_sequence_is_refused() -> None:
