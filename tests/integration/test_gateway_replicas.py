@@ -78,6 +78,18 @@ async def test_a_silent_name_server_does_not_hold_up_the_start() -> None:
     await found.close()
 
 
+async def test_a_name_without_an_answer_does_not_hide_another() -> None:
+    async def resolve(target: str) -> frozenset[str]:
+        if target == "silent:1":
+            await asyncio.Event().wait()
+        return frozenset({"127.0.0.1:9"})
+
+    found = ReplicaSet("llm", ["silent:1", "llm:1"], LlmServiceStub, ask, resolve=resolve)
+    await found.start()
+    assert [replica.address for replica in found.replicas] == ["127.0.0.1:9"]
+    await found.close()
+
+
 async def test_a_check_on_a_closed_channel_is_an_answer() -> None:
     llm = ScriptedLlm()
     server = await start_llm(llm)
