@@ -25,7 +25,10 @@ def hidden_main() -> Iterator[None]:
     names = sys.modules["__main__"].__dict__
     with _hiding:
         kept = {name: names[name] for name in ("__spec__", "__file__") if name in names}
-        names.update(dict.fromkeys(kept))
+        names["__spec__"] = None
+        # Taken away, not None: inspect, which torch calls when another thread
+        # imports it, stumbles over a module whose file is None.
+        names.pop("__file__", None)
         try:
             yield
         finally:
