@@ -57,8 +57,12 @@ def expected(bundled: ReferenceModel) -> Callable[[int], str]:
 
 @pytest.fixture(scope="module")
 def roomy() -> Iterator[UpStack]:
-    """The bundled model with the bounds that a newcomer gets."""
-    running = UpStack("percept-tiny")
+    """The bundled model with a newcomer's bounds on requests.
+
+    The KV pool and the tower's batches are so small that the first burst fills
+    them: memory that grows after it is a leak.
+    """
+    running = UpStack("percept-tiny", "--kv-cache-gib", "0.03", "--max-batch-tokens", "2048")
     yield running
     running.stop()
 
