@@ -26,10 +26,10 @@ from tests.integration.llm_caller import Caller, Rows, chunk_frame, frames_of, p
 pytestmark = pytest.mark.timeout(600)
 
 START = """
-import asyncio, sys
+import sys, uvloop
 from llm_service.service import serve
 from llm_service.settings import LlmSettings
-asyncio.run(serve(LlmSettings(
+uvloop.run(serve(LlmSettings(
     model=sys.argv[1], listen=sys.argv[2], device="cpu", threads=1, kv_cache_gib=0.02,
     embedding_store_gib=0.01, drain_grace_s=20, step_timeout_s=float(sys.argv[3]))))
 """
@@ -187,4 +187,21 @@ async def test_a_checkpoint_that_cannot_be_served_ends_the_start_with_the_reason
     )
     _, stderr = await asyncio.wait_for(process.communicate(), 250)
     assert process.returncode == 1
+    assert "fork" not in stderr.decode(), "gRPC's notice of a fork is nothing for users"
     assert lost.split("layers.")[1] in stderr.decode().splitlines()[-1]
+
+
+async def test_sigterm_while_it_loads_ends_it_at_once(
+    tiny_checkpoint: Callable[[str], Path], free_port: int
+) -> None:
+    command = [sys.executable, "-c", START, str(tiny_checkpoint("qwen2_vl")), f"127.0.0.1:{free_port}", "300"]
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    assert process.stderr is not None
+    while not (engines := psutil.Process(process.pid).children()):
+        await asyncio.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, log = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0
+    assert b"stopping before the language model was ready" in log
+    assert b"engine ready" not in log
+    assert not any(engine.is_running() for engine in engines)
