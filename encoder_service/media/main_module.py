@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 _hiding = threading.Lock()
 
@@ -24,7 +25,7 @@ def hidden_main() -> Iterator[None]:
     """
     names = sys.modules["__main__"].__dict__
     with _hiding:
-        kept = {name: names[name] for name in ("__spec__", "__file__") if name in names}
+        kept: dict[str, Any] = {name: names[name] for name in ("__spec__", "__file__") if name in names}
         names["__spec__"] = None
         # Taken away, not None: inspect, which torch calls when another thread
         # imports it, stumbles over a module whose file is None.
