@@ -168,9 +168,15 @@ class EngineClient:
                 await asyncio.wait_for(self._stopping.wait(), pause)
 
     def stop(self) -> None:
-        """Tells the engine to end; `run` then returns."""
+        """Tells the engine to end; `run` then returns.
+
+        An engine that still loads reads no messages; it ends when its socket closes.
+        """
         self._stopping.set()
-        self.send(Shutdown())
+        if self.ready is None and self._writer is not None:
+            self._writer.transport.abort()
+        else:
+            self.send(Shutdown())
 
     async def _run_once(self) -> bool:
         """Runs one process to its end. Returns whether it was ever ready."""

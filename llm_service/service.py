@@ -69,6 +69,9 @@ async def serve(settings: LlmSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     async with running(settings, stopping) as service:
+        if stopping.is_set():
+            logger.info("stopping before the language model was ready")
+            return
         logger.info("serving on port %d", service.port)
         await stopping.wait()
         if service.engine_task.done():
@@ -115,7 +118,8 @@ async def running(settings: LlmSettings, stopping: asyncio.Event) -> AsyncIterat
         await announcer.wait_until_ready(stopping)
         if engine_task.done():
             engine_task.result()
-        logger.info("language model ready after %.1f s", stopwatch.seconds())
+        if not stopping.is_set():
+            logger.info("language model ready after %.1f s", stopwatch.seconds())
         yield RunningService(port, server, parts, engine_task)
     finally:
         await server.drain(settings.drain_grace_s)
