@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 from llm_service.embedding_arena import EmbeddingArena
 from llm_service.embedding_item import StoredItem, Waiter, Want
@@ -26,7 +27,7 @@ from llm_service.engine.messages import (
     ToEngine,
 )
 from llm_service.remembered_layouts import RememberedLayouts
-from shared.errors import InvalidRequestError
+from shared.errors import MediaTooLargeError, UnavailableError
 from shared.families.base import MediaInfo
 from shared.wire import TensorLayout
 
@@ -134,16 +135,20 @@ class EmbeddingStore:
         """Takes a push's header. Its `granted` future tells whether rows are welcome.
 
         Raises:
-            InvalidRequestError: the item contradicts what is known of it, or is
-                larger than the whole budget.
+            UnavailableError: the item contradicts what is known of it.
+            MediaTooLargeError: it is larger than the whole budget.
         """
         push = Push(key, info, tensors)
         item = self._items.get(key)
         self._check_layout(item, info, key)
         if push.byte_count > self.budget:
             self._refuse(item, push)
+        if item is None or not item.wants:
+            # Nor is the layout remembered: nobody has asked for it.
+            push.answer(False)
+            return push
         self._remember(key, info, item)
-        if item is None or not item.wants or item.push is not None:
+        if item.push is not None:
             push.answer(False)
             return push
         item.push = push
@@ -237,13 +242,13 @@ class EmbeddingStore:
         known = self._layouts.get(key)
         relied_on = item is not None and (item.wants or item.push is not None)
         if relied_on and known is not None and known != info:
-            raise InvalidRequestError(
-                f"the header's layout ({info}) contradicts the item's known one ({known})",
-                param="header.info",
-            )
+            # One of the two is wrong, or the encoder's settings have changed: the next
+            # request learns the layout anew.
+            self._layouts.forget(key)
+            raise UnavailableError("the header's layout contradicts the item's known one; ask again")
 
-    def _refuse(self, item: StoredItem | None, push: Push) -> None:
-        error = InvalidRequestError(
+    def _refuse(self, item: StoredItem | None, push: Push) -> NoReturn:
+        error = MediaTooLargeError(
             f"an item of {push.byte_count} bytes exceeds the embedding store of {self.budget} bytes",
             param="header.tensors",
         )
@@ -251,9 +256,9 @@ class EmbeddingStore:
             waiter.fail(error)
         raise error
 
-    def _remember(self, key: str, info: MediaInfo, item: StoredItem | None) -> None:
+    def _remember(self, key: str, info: MediaInfo, item: StoredItem) -> None:
         self._layouts.remember(key, info)
-        for waiter in list(item.wants) if item is not None else ():
+        for waiter in list(item.wants):
             waiter.layout_known(key)
 
     def _grant(self) -> None:

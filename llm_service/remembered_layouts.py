@@ -26,6 +26,10 @@ class RememberedLayouts:
             self._layouts.move_to_end(key)
         return info
 
+    def forget(self, key: str) -> None:
+        """Drops a layout that proved untrue; an unknown key is no error."""
+        self._layouts.pop(key, None)
+
     def remember(self, key: str, info: MediaInfo) -> None:
         """Notes a layout; the one that was used longest ago may go for it."""
         self._layouts[key] = info

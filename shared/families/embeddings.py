@@ -22,7 +22,9 @@ MAX_GRIDS = 64
 """Most pictures in one item."""
 
 _GRID_SIDES = 3
-_BFLOAT16_EXPONENT = 0x7F80
+_BFLOAT16_MAGNITUDE = 0x7FFF
+_BFLOAT16_65536 = 0x4780
+_FLOAT16_LIMIT = 65504.0
 
 
 def check_fields(
@@ -58,18 +60,23 @@ def check_rows(name: str, tensor: RawTensor, hidden_size: int) -> int:
         raise BadEmbeddingsError(f"{name} is {width} wide; this model takes {hidden_size}", param=name)
     if rows < 1:
         raise BadEmbeddingsError(f"{name} has no rows", param=name)
-    if not is_finite(tensor):
-        raise BadEmbeddingsError(f"{name} holds values that are not finite", param=name)
+    if not fits_float16(tensor):
+        raise BadEmbeddingsError(
+            f"{name} holds values that are not finite, or beyond {_FLOAT16_LIMIT:g}", param=name
+        )
     return rows
 
 
-def is_finite(tensor: RawTensor) -> bool:
-    """Says whether a float tensor holds neither infinities nor NaN."""
+def fits_float16(tensor: RawTensor) -> bool:
+    """Says whether all values stay finite in every type that a model may be served in.
+
+    float16 has the smallest range of them, and no embedding comes near its end.
+    """
     if tensor.data_type == "bfloat16":
         bits = np.frombuffer(tensor.data, dtype="<u2")
-        return not bool(((bits & _BFLOAT16_EXPONENT) == _BFLOAT16_EXPONENT).any())
+        return not bool(((bits & _BFLOAT16_MAGNITUDE) >= _BFLOAT16_65536).any())
     kind = {"float32": "<f4", "float16": "<f2"}[tensor.data_type]
-    return bool(np.isfinite(np.frombuffer(tensor.data, dtype=kind)).all())
+    return bool((np.abs(np.frombuffer(tensor.data, dtype=kind)) <= _FLOAT16_LIMIT).all())
 
 
 def read_integers(name: str, tensor: RawTensor) -> npt.NDArray[np.int64]:

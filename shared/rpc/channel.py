@@ -12,6 +12,8 @@ _OPTIONS: list[tuple[str, int]] = [
     # while a call waits for its first answer.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    # The ping's own limit; at its default of a minute it would outlast the one above.
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     # A restarted peer is found again within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),

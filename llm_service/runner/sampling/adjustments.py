@@ -15,6 +15,8 @@ import torch
 from llm_service.engine.messages import SamplingSettings
 from llm_service.engine.sequence import Sequence
 
+_LEAST_FACTOR = 1e-6
+
 
 @dataclass(slots=True)
 class SeenTokens:
@@ -122,7 +124,8 @@ def _apply(logits: torch.Tensor, bias: Cells, repetition: Cells, subtract: Cells
     if bias.ids:
         logits.index_put_(bias.index(logits), bias.values(logits), accumulate=True)
     if repetition.ids:
-        index, factor = repetition.index(logits), repetition.values(logits)
+        # A penalty may be so near zero that it is zero in float32.
+        index, factor = repetition.index(logits), repetition.values(logits).clamp_(min=_LEAST_FACTOR)
         seen = logits[index]
         logits[index] = torch.where(seen < 0, seen * factor, seen / factor)
     if subtract.ids:

@@ -80,6 +80,14 @@ WRONG: dict[str, tuple[dict[str, RawTensor], str]] = {
         {"image_embeds": with_value(-np.inf, torch.bfloat16), "image_grid_thw": grid(WHOLE)},
         "finite",
     ),
+    "beyond float16": (
+        {"image_embeds": with_value(7e4, torch.float32), "image_grid_thw": grid(WHOLE)},
+        "beyond 65504",
+    ),
+    "bfloat16 beyond float16": (
+        {"image_embeds": with_value(-7e4, torch.bfloat16), "image_grid_thw": grid(WHOLE)},
+        "beyond 65504",
+    ),
     "negative sides": ({"image_embeds": rows(), "image_grid_thw": grid([1, -4, -4])}, "between 1"),
     "zeros": ({"image_embeds": rows(), "image_grid_thw": grid([0, 0, 0])}, "between 1"),
     "huge sides": ({"image_embeds": rows(), "image_grid_thw": grid([1, 40000, 40000])}, "between 1"),

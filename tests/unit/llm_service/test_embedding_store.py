@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.embedding_push import MAX_CHUNK_BYTES
-from shared.errors import InvalidRequestError
+from shared.errors import InvalidRequestError, UnavailableError
 from tests.unit.llm_service.store_world import ROW_BYTES, Caller, World, key_of, layout_of
 
 A, B, C = key_of(10), key_of(11), key_of(12)
@@ -124,18 +124,24 @@ async def test_rows_of_a_caller_who_left_are_discarded_in_mid_push() -> None:
     assert push not in world.sent_rows and world.store.used_byte_count == 0
 
 
-async def test_a_header_that_contradicts_the_known_layout_is_refused_while_that_is_relied_on() -> None:
+async def test_a_header_that_contradicts_the_known_layout_is_refused_and_the_layout_learnt_anew() -> None:
     world = World(8, ROWS)
     one = caller(1, A)
     world.arrive(one)
     push = world.start_push(A)
-    with pytest.raises(InvalidRequestError, match="contradicts"):
+    with pytest.raises(UnavailableError, match="contradicts"):
         world.store.offer(A, *layout_of(3))
     world.end_push(push)
     world.leave(one)
     run_to_the_end(world)
-    world.store.offer(A, *layout_of(3))
-    assert world.store.layout(A) == layout_of(3)[0], "with nobody relying on it, the newer layout counts"
+    assert world.store.layout(A) is None
+
+
+async def test_a_push_that_nobody_asked_for_leaves_no_layout_behind() -> None:
+    world = World(8, ROWS)
+    push = world.store.offer(A, *layout_of(3))
+    assert await push.granted is False
+    assert world.store.layout(A) is None
 
 
 async def test_an_item_larger_than_the_budget_is_refused_and_fails_who_wants_it() -> None:

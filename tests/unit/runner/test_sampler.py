@@ -95,6 +95,12 @@ def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
     torch.testing.assert_close(logits, expected)
 
 
+def test_a_penalty_that_is_zero_in_float32_keeps_logits_finite() -> None:
+    logits = logits_of()
+    Adjustments().apply(logits, [make(prompt=(4, 8), output=(30,), repetition_penalty=1e-300)])
+    assert logits.isfinite().all()
+
+
 def test_penalties_follow_a_growing_sequence() -> None:
     """What is kept between steps equals what a fresh count gives."""
     kept = Adjustments()
