@@ -6,7 +6,7 @@ import os
 
 from pydantic import Field
 
-from shared.settings import CommaList, DataTypeName, Device, ServiceSettings
+from shared.settings import CommaList, DataTypeName, Device, ListenAddress, ServiceSettings
 
 
 class EncoderSettings(ServiceSettings):
@@ -16,7 +16,9 @@ class EncoderSettings(ServiceSettings):
     served_model_name: CommaList = Field(
         (), description="Names that callers use for the model. Default: --model as it is written."
     )
-    listen: str = Field("127.0.0.1:50051", description="HOST:PORT to serve gRPC on; port 0 takes a free one.")
+    listen: ListenAddress = Field(
+        "127.0.0.1:50051", description="HOST:PORT to serve gRPC on; port 0 takes a free one."
+    )
     device: Device = Field("auto", description="Where the tower runs; auto takes CUDA where there is one.")
     dtype: DataTypeName = Field(
         "auto", description="Element type of the tower and of its embeddings; auto takes float32 on the CPU."

@@ -33,7 +33,7 @@ def _as_list(value: object) -> object:
 # Unions checked by hand: a union's own errors would name its arms, not the field.
 Content = Annotated[Any, BeforeValidator(_check_content, json_schema_input_type=str | list[Any] | None)]
 StopStrings = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=4096)]],
+    list[Annotated[str, Field(min_length=1, max_length=1024)]],
     Field(max_length=MAX_STOP_STRINGS),
     BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
 ]

@@ -6,27 +6,17 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
-from shared.settings import CommaList, ItemLimits, ServiceSettings
+from shared.settings import CommaList, ItemLimits, ListenAddress, ServiceSettings, checked_address
 
 MIB = 1024 * 1024
-
-
-def _checked_address(address: str, lowest_port: int) -> str:
-    host, colon, port = address.rpartition(":")
-    if (
-        not colon
-        or not port.isdigit()
-        or not lowest_port <= int(port) < 65536
-        or (":" in host) != ("]" in host)
-    ):
-        raise ValueError(f"write {address!r} as HOST:PORT (an IPv6 address in brackets)")
-    return address
 
 
 class GatewaySettings(ServiceSettings):
     """How the gateway listens, whom it calls and what it refuses."""
 
-    listen: str = Field("127.0.0.1:8000", description="HOST:PORT of the HTTP server; port 0 for any.")
+    listen: ListenAddress = Field(
+        "127.0.0.1:8000", description="HOST:PORT of the HTTP server; port 0 for any."
+    )
     encoder: CommaList = Field(
         (),
         description="HOST:PORT of the encoder services, separated by commas. A name that resolves to "
@@ -98,15 +88,10 @@ class GatewaySettings(ServiceSettings):
             raise ValueError(f"allowed_local_media_path: {folder} is no folder")
         return self
 
-    @field_validator("listen")
-    @classmethod
-    def _check_listen(cls, address: str) -> str:
-        return _checked_address(address, lowest_port=0)
-
     @field_validator("encoder", "llm")
     @classmethod
     def _check_targets(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_checked_address(address, lowest_port=1) for address in addresses)
+        return tuple(checked_address(address, lowest_port=1) for address in addresses)
 
     @property
     def deadline_s(self) -> float:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from shared.settings import CommaList, DataTypeName, Device, ItemLimits, ServiceSettings
+from shared.settings import CommaList, DataTypeName, Device, ItemLimits, ListenAddress, ServiceSettings
 
 DEFAULT_ITEM_LIMIT = 64
 """Items of a served modality in one prompt where `limit_mm_per_prompt` does not name it."""
@@ -16,7 +16,7 @@ class LlmSettings(ServiceSettings):
     """All settings of one LLM service."""
 
     model: str = Field(description="Checkpoint: a local folder, or an id on the Hugging Face hub.")
-    listen: str = Field("127.0.0.1:50052", description="HOST:PORT to serve gRPC on.")
+    listen: ListenAddress = Field("127.0.0.1:50052", description="HOST:PORT to serve gRPC on.")
     served_model_name: CommaList = Field(
         (), description="Names that requests may use, the main one first. Default: the model's own."
     )

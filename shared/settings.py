@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -66,6 +66,26 @@ def _split_counts(value: Any) -> Any:
         counts[name.strip()] = count.strip()
     return counts
 
+
+def checked_address(address: str, lowest_port: int = 0) -> str:
+    """Returns HOST:PORT as it is.
+
+    Raises:
+        ValueError: it is not of that form, or the port out of range.
+    """
+    host, colon, port = address.rpartition(":")
+    if (
+        not colon
+        or not port.isdigit()
+        or not lowest_port <= int(port) < 65536
+        or (":" in host) != ("]" in host)
+    ):
+        raise ValueError(f"write {address!r} as HOST:PORT (an IPv6 address in brackets)")
+    return address
+
+
+ListenAddress = Annotated[str, AfterValidator(checked_address)]
+"""HOST:PORT to listen on; port 0 takes a free one."""
 
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
 """A tuple of texts, written "a,b" in flags and variables, as a list in files."""

@@ -6,6 +6,7 @@ Starts nothing.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import socket
@@ -179,9 +180,19 @@ def is_free(host: str, port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise SettingsError([_why_not_bound(host, port, error)]) from error
     return True
+
+
+def _why_not_bound(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"--host {host}: this machine has no such address; 0.0.0.0 listens on all that it has"
+    if error.errno == errno.EACCES:
+        return f"--port {port}: ports below 1024 need special rights; choose a higher one"
+    return f"cannot listen on {host}:{port}: {error.strerror}"
 
 
 def _free_ports(count: int) -> list[int]:

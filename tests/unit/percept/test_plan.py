@@ -121,3 +121,9 @@ def test_the_ready_line_names_a_request_that_exists_from_here(
     assert "secret" not in example_command(plan)
     assert "$PERCEPT_API_KEY" in example_command(plan)
     assert "\n" not in ready_line(plan)
+
+
+def test_an_address_of_another_machine_is_not_called_a_port_in_use() -> None:
+    # 192.0.2.0/24 is for documentation: no machine has it.
+    with pytest.raises(SettingsError, match="this machine has no such address"):
+        plan_of(host="192.0.2.1")
