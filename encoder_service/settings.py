@@ -14,7 +14,7 @@ class EncoderSettings(ServiceSettings):
 
     model: str = Field(description="Checkpoint to serve: a local folder or a Hugging Face id.")
     served_model_name: CommaList = Field(
-        (), description="Names that callers use for the model. Default: --model as it is written."
+        (), description="Names that requests may use; the first is the main one. Default: the model's own."
     )
     listen: ListenAddress = Field(
         "127.0.0.1:50051", description="HOST:PORT to serve gRPC on; port 0 takes a free one."

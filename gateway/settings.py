@@ -32,7 +32,8 @@ class GatewaySettings(ServiceSettings):
         (), repr=False, description="Keys that clients may use, separated by commas. None: no key is needed."
     )
     served_model_name: CommaList = Field(
-        (), description="Names that requests may use; the first is the main one. Default: the LLM's own."
+        (),
+        description="Names that requests may use; the first is the main one. Default: the model's own.",
     )
     allowed_local_media_path: Path | None = Field(
         None, description="Folder whose files requests may name by file:// URLs. Unset: none may be read."

@@ -18,7 +18,7 @@ class LlmSettings(ServiceSettings):
     model: str = Field(description="Checkpoint: a local folder, or an id on the Hugging Face hub.")
     listen: ListenAddress = Field("127.0.0.1:50052", description="HOST:PORT to serve gRPC on.")
     served_model_name: CommaList = Field(
-        (), description="Names that requests may use, the main one first. Default: the model's own."
+        (), description="Names that requests may use; the first is the main one. Default: the model's own."
     )
     device: Device = Field("auto", description="Where the language model computes.")
     dtype: DataTypeName = Field(

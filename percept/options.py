@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,13 +21,28 @@ from shared.settings import ServiceSettings, flag_name, to_text, variable_name
 
 
 def fields_of(*classes: type[ServiceSettings], without: frozenset[str] = frozenset()) -> dict[str, FieldInfo]:
-    """Collects the fields of several settings classes; the first declaration of a name wins."""
-    fields: dict[str, FieldInfo] = {}
+    """Collects the fields of several settings classes.
+
+    Where several classes declare a name, the first one's type and default count.
+    So does its description if it is the first of all, which speaks for the others;
+    else the description says what each of them means by the name.
+    """
+    declared: dict[str, list[FieldInfo]] = {}
     for settings_class in classes:
         for name, info in settings_class.model_fields.items():
             if name not in without:
-                fields.setdefault(name, info)
-    return fields
+                declared.setdefault(name, []).append(info)
+    own = classes[0].model_fields
+    return {name: infos[0] if name in own else _joined(infos) for name, infos in declared.items()}
+
+
+def _joined(infos: Sequence[FieldInfo]) -> FieldInfo:
+    texts = dict.fromkeys(info.description or "" for info in infos)
+    if len(texts) == 1:
+        return infos[0]
+    joined = copy(infos[0])
+    joined.description = " / ".join(texts)
+    return joined
 
 
 def with_options(

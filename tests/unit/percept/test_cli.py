@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from encoder_service.settings import EncoderSettings
+from llm_service.settings import LlmSettings
+from percept.options import fields_of
+from shared.settings import ServiceSettings
 from tests.stack import clean_environment, free_port
 
 
@@ -119,3 +123,11 @@ def test_the_version_is_the_packages() -> None:
     from importlib.metadata import version
 
     assert percept("version").stdout.strip() == version("percept")
+
+
+def test_a_setting_of_several_services_is_described_for_each() -> None:
+    fields = fields_of(ServiceSettings, EncoderSettings, LlmSettings)
+    text = fields["device"].description or ""
+    for settings_class in (EncoderSettings, LlmSettings):
+        assert (settings_class.model_fields["device"].description or "-") in text
+    assert fields["log_level"].description == ServiceSettings.model_fields["log_level"].description
