@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 SHARD_BYTES = 256 * 1024 * 1024
 VOCABULARY_SIZE = 151_936
+EMBEDDING = "model.language_model.embed_tokens.weight"
 
 TEXT = {
     "vocab_size": VOCABULARY_SIZE,
@@ -59,7 +60,7 @@ def write_random_checkpoint(folder: Path, like: Path, seed: int = 0) -> HalfSize
             shutil.copy(file, folder / file.name)
     config = _config(json.loads((like / "config.json").read_text()))
     config.save_pretrained(folder)
-    return _write_weights(config, folder, seed)
+    return write_weights(config, folder, seed)
 
 
 def _config(small: dict[str, Any]) -> Any:
@@ -78,7 +79,14 @@ def _config(small: dict[str, Any]) -> Any:
     )
 
 
-def _write_weights(config: Any, folder: Path, seed: int) -> HalfSizes:
+def write_weights(config: Any, folder: Path, seed: int, silent_from: int | None = None) -> HalfSizes:
+    """Writes random weights in bfloat16 for a Qwen2-VL configuration, shard by shard.
+
+    Args:
+        seed: of the weights.
+        silent_from: ids from here on get a zero embedding; where it is tied to the output layer,
+            such an id has a logit of zero and is never the largest.
+    """
     from transformers import Qwen2VLForConditionalGeneration
 
     with torch.device("meta"):
@@ -87,6 +95,8 @@ def _write_weights(config: Any, folder: Path, seed: int) -> HalfSizes:
     generator = torch.Generator().manual_seed(seed)
     for index, names in enumerate(_shards(shapes)):
         tensors = {name: _random(name, shapes[name].shape, generator) for name in names}
+        if silent_from is not None and EMBEDDING in tensors:
+            tensors[EMBEDDING][silent_from:] = 0
         file = f"model-{index:05d}.safetensors"
         save_file(tensors, folder / file, metadata={"format": "pt"})
         files |= dict.fromkeys(names, file)

@@ -1,0 +1,1 @@
+"""The benchmark suite: Percept and its peers, one after the other, under the same load."""
