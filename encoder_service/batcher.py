@@ -1,13 +1,13 @@
 """Items of many requests into runs of the tower.
 
-Knows token costs and who still waits. Does not know what a run does.
+Knows token costs, turns and who still waits. Does not know what a run does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from bisect import insort
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -33,32 +33,34 @@ class Encoded:
 
 @dataclass(slots=True, eq=False)
 class _Entry:
+    turn: int
     features: Features
     answer: asyncio.Future[Encoded]
     waiting: Stopwatch = field(default_factory=Stopwatch)
 
 
 class Batcher:
-    """Runs items in order of arrival, as many at once as the budget takes.
+    """Runs items by their turns, as many at once as the budget takes.
 
     While a run goes on, what arrives makes up the next. An idle tower waits for
-    company only while there is some to expect.
+    company while there is some to expect, and for those whose turn is earlier:
+    the LLM can do nothing with a prompt's second picture before the first.
 
     Args:
         run: runs the tower on a batch; answers in its order.
         max_token_count: tokens of a batch; a costlier item runs alone.
         max_wait_s: longest wait for company.
-        expecting: says whether items are on their way.
+        expecting: the earliest turn of the items that are on their way, or None.
     """
 
     def __init__(
-        self, run: RunTower, max_token_count: int, max_wait_s: float, expecting: Callable[[], bool]
+        self, run: RunTower, max_token_count: int, max_wait_s: float, expecting: Callable[[], int | None]
     ) -> None:
         self._run = run
         self._max_token_count = max_token_count
         self._max_wait_s = max_wait_s
         self._expecting = expecting
-        self._queue: deque[_Entry] = deque()
+        self._queue: list[_Entry] = []
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
         self.item_count = 0
@@ -74,21 +76,26 @@ class Batcher:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def submit(self, features: Features) -> asyncio.Future[Encoded]:
+    async def submit(self, features: Features, turn: int) -> asyncio.Future[Encoded]:
         """Waits for room in the queue, and returns the answer to come.
 
         A caller who goes cancels the answer: the item is then not run.
+
+        Args:
+            turn: the lower, the sooner; counted up over all items.
         """
         async with self._changed:
-            await self._changed.wait_for(lambda: self._has_room(features))
-            entry = _Entry(features, asyncio.get_running_loop().create_future())
-            self._queue.append(entry)
+            await self._changed.wait_for(lambda: self._has_room(features, turn))
+            entry = _Entry(turn, features, asyncio.get_running_loop().create_future())
+            insort(self._queue, entry, key=lambda queued: queued.turn)
             self._changed.notify_all()
         return entry.answer
 
-    def _has_room(self, features: Features) -> bool:
-        bound = _QUEUED_BATCHES * self._max_token_count
-        return not self._queue or self._queued_token_count() + features.token_cost <= bound
+    def _has_room(self, features: Features, turn: int) -> bool:
+        # Whose turn it is must not stand behind the queue; there are no more of these than workers.
+        if not self._queue or turn < self._queue[0].turn:
+            return True
+        return self._queued_token_count() + features.token_cost <= _QUEUED_BATCHES * self._max_token_count
 
     def _queued_token_count(self) -> int:
         return sum(entry.features.token_cost for entry in self._queue)
@@ -109,7 +116,10 @@ class Batcher:
         return batch
 
     def _is_enough(self) -> bool:
-        return self._queued_token_count() >= self._max_token_count or not self._expecting()
+        earliest = self._expecting()
+        if earliest is None:
+            return True
+        return self._queued_token_count() >= self._max_token_count and self._queue[0].turn < earliest
 
     async def _await_company(self) -> None:
         try:
@@ -125,7 +135,7 @@ class Batcher:
             cost = self._queue[0].features.token_cost
             if batch and token_count + cost > self._max_token_count:
                 break
-            entry = self._queue.popleft()
+            entry = self._queue.pop(0)
             # Whoever left has cancelled the answer before the tower works for nobody.
             if not entry.answer.done():
                 batch.append(entry)

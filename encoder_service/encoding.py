@@ -7,6 +7,7 @@ know callers' streams nor where embeddings go.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -126,7 +127,26 @@ class Encodings:
         # A place is given on only when the batcher took the features, so that
         # decoding never runs far ahead of the tower.
         self._places = asyncio.Semaphore(pool.worker_count)
-        self.decoding_count = 0
+        self._turns = itertools.count()
+        self._coming: set[int] = set()
+
+    @property
+    def earliest_coming(self) -> int | None:
+        """Turn of the earliest item that has not come to the tower yet, or None."""
+        return min(self._coming, default=None)
+
+    def next_turn(self) -> int:
+        """Gives an item its place in line, before its payload is here."""
+        return next(self._turns)
+
+    @contextmanager
+    def coming(self, turn: int) -> Iterator[None]:
+        """Notes inside the block that the item of this turn is on its way to the tower."""
+        self._coming.add(turn)
+        try:
+            yield
+        finally:
+            self._coming.remove(turn)
 
     @contextmanager
     def held(self, key: str) -> Iterator[Encoding | None]:
@@ -140,7 +160,7 @@ class Encodings:
         yield None if item is None else Kept(item)
 
     @contextmanager
-    def started(self, key: str, job: Job, payload: bytes) -> Iterator[Encoding]:
+    def started(self, key: str, job: Job, payload: bytes, turn: int) -> Iterator[Encoding]:
         """Holds a run of an item whose payload is whole and matches its key.
 
         Several callers may upload the same item at once, so that none depends on
@@ -152,13 +172,15 @@ class Encodings:
             yield Kept(item)
             return
         progress = _Progress()
-        flight = self._flights.start(key, progress, lambda: self._encode(progress, key, job, payload))
+        flight = self._flights.start(key, progress, lambda: self._encode(progress, turn, key, job, payload))
         with flight.held():
             yield Shared(flight, owner=flight.progress is progress)
 
-    async def _encode(self, progress: _Progress, key: str, job: Job, payload: bytes) -> EncodedItem:
+    async def _encode(
+        self, progress: _Progress, turn: int, key: str, job: Job, payload: bytes
+    ) -> EncodedItem:
         stopwatch = Stopwatch()
-        with self._counted_decoding():
+        with self.coming(turn):
             async with self._places:
                 waited = stopwatch.seconds()
                 result = await self._pool.run(job, payload)
@@ -168,7 +190,7 @@ class Encodings:
                     self._cache.put(key, result)
                     return result
                 progress.layout.set_result(Layout(result.info, self._encoder.layouts(result.info)))
-                answer = await self._batcher.submit(result)
+                answer = await self._batcher.submit(result, turn)
         return await self._encoded(progress, key, answer)
 
     async def _encoded(self, progress: _Progress, key: str, answer: asyncio.Future[Encoded]) -> EncodedItem:
@@ -183,14 +205,6 @@ class Encodings:
         )
         self._cache.put(key, encoded.item)
         return encoded.item
-
-    @contextmanager
-    def _counted_decoding(self) -> Iterator[None]:
-        self.decoding_count += 1
-        try:
-            yield
-        finally:
-            self.decoding_count -= 1
 
 
 def _layout_of(item: EncodedItem) -> Layout:

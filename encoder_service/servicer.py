@@ -130,13 +130,15 @@ class EncoderServicer(encoder_service_pb2_grpc.EncoderServiceServicer):
     async def _start(
         self, stack: ExitStack, frames: AsyncIterator[EncodeRequest], header: EncodeHeader
     ) -> Encoding:
-        payload = await receive_payload(frames, header.byte_count)
-        item = header.item
-        key = await asyncio.to_thread(content_key, item.modality, item.form, item.settings, payload)
-        if key != item.key:
-            raise InvalidRequestError("the payload does not match its key", param="item.key")
-        job = Job(precomputed=item.form == media_pb2.MEDIA_FORM_EMBEDDINGS, settings=item.settings)
-        return stack.enter_context(self._parts.encodings.started(key, job, payload))
+        encodings, item = self._parts.encodings, header.item
+        turn = encodings.next_turn()
+        with encodings.coming(turn):
+            payload = await receive_payload(frames, header.byte_count)
+            key = await asyncio.to_thread(content_key, item.modality, item.form, item.settings, payload)
+            if key != item.key:
+                raise InvalidRequestError("the payload does not match its key", param="item.key")
+            job = Job(precomputed=item.form == media_pb2.MEDIA_FORM_EMBEDDINGS, settings=item.settings)
+            return stack.enter_context(encodings.started(key, job, payload, turn))
 
     async def _deliver(self, header: EncodeHeader, encoding: Encoding, context: Context) -> EncodeResponse:
         timeout_s = remaining_s(context, self._default_deadline_s)

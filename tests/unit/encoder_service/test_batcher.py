@@ -49,8 +49,14 @@ async def tower() -> Tower:
 async def make(tower: Tower) -> AsyncIterator[Callable[..., Batcher]]:
     made: list[Batcher] = []
 
-    def make(max_wait_s: float = 0.0, expecting: bool = False) -> Batcher:
-        batcher = Batcher(tower.run, 30, max_wait_s, lambda: expecting)
+    def make(
+        max_wait_s: float = 0.0,
+        expecting: bool = False,
+        earliest: Callable[[], int | None] | None = None,
+    ) -> Batcher:
+        """`expecting`: items of later turns than all others are on their way."""
+        later = 1_000_000 if expecting else None
+        batcher = Batcher(tower.run, 30, max_wait_s, earliest or (lambda: later))
         batcher.start()
         made.append(batcher)
         return batcher
@@ -62,7 +68,7 @@ async def make(tower: Tower) -> AsyncIterator[Callable[..., Batcher]]:
 
 
 async def encode(batcher: Batcher, number: int, token_cost: int = 10) -> Encoded:
-    return await (await batcher.submit(features(number, token_cost)))
+    return await (await batcher.submit(features(number, token_cost), turn=number))
 
 
 def number_of(encoded: Encoded) -> int:
@@ -113,7 +119,7 @@ async def test_the_queue_is_bounded_and_moves_on_when_all_in_it_have_gone(
     tower.free.clear()
     running = asyncio.create_task(encode(batcher, 0, token_cost=30))
     await asyncio.sleep(0.01)
-    queued = [await batcher.submit(features(number, 30)) for number in range(1, 5)]
+    queued = [await batcher.submit(features(number, 30), turn=number) for number in range(1, 5)]
     waiting = asyncio.create_task(encode(batcher, 5))
     await asyncio.sleep(0.01)
     assert not waiting.done() and tower.batches == [[0]]
@@ -148,3 +154,40 @@ async def test_an_idle_tower_waits_only_for_company_that_may_come(
     assert tower.batches == [[0, 1, 2]]
     async with asyncio.timeout(0.15):
         await encode(alone, 3)
+
+
+async def test_items_run_by_their_turns_not_by_their_arrival(
+    make: Callable[..., Batcher], tower: Tower
+) -> None:
+    batcher = make()
+    tower.free.clear()
+    tasks = [asyncio.create_task(encode(batcher, 0, 30))]
+    await asyncio.sleep(0.01)
+    for number in (3, 2, 1):
+        tasks.append(asyncio.create_task(encode(batcher, number, 100)))
+        await asyncio.sleep(0.01)
+    tower.free.set()
+    await asyncio.gather(*tasks)
+    assert tower.batches == [[0], [1], [2], [3]]
+
+
+async def test_a_full_batch_waits_for_the_item_whose_turn_is_earlier(
+    make: Callable[..., Batcher], tower: Tower
+) -> None:
+    decoding = {1}
+    batcher = make(5.0, earliest=lambda: min(decoding, default=None))
+    second = asyncio.create_task(encode(batcher, 2, 30))
+    await asyncio.sleep(0.05)
+    assert tower.batches == []
+    decoding.clear()
+    await asyncio.gather(second, encode(batcher, 1, 30))
+    assert tower.batches == [[1], [2]]
+
+
+async def test_nobody_waits_for_items_of_later_turns_with_a_full_batch(
+    make: Callable[..., Batcher], tower: Tower
+) -> None:
+    batcher = make(5.0, expecting=True)
+    async with asyncio.timeout(1.0):
+        await encode(batcher, 1, 30)
+    assert tower.batches == [[1]]
