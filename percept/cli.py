@@ -18,6 +18,7 @@ SUMMARIES = {
     "llm": "Start one LLM service: prompts in, tokens out.",
     "gateway": "Start one gateway: the OpenAI API in front.",
     "chat": "Ask a running gateway, with pictures if you like.",
+    "bench": "Put load on an OpenAI-compatible server and measure it.",
     "health": "Say whether a service is ready: exit status 0 or 1.",
     "version": "Print the version.",
 }
@@ -66,6 +67,11 @@ def build_app(invoked: str | None) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
     for name, summary in SUMMARIES.items():
+        if name == invoked == "bench":
+            from percept.commands.bench import bench_app
+
+            app.add_typer(bench_app(), name=name, help=summary)
+            continue
         function = _load(name) if name == invoked else _stub
         app.command(name, help=summary)(function)
     return app

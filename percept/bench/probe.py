@@ -16,7 +16,7 @@ from percept.bench.prompts import TextScale, words_by_lot
 from percept.bench.target import Target
 
 CONNECT_TIMEOUT_S = 10.0
-PROBE_WORDS = (8, 72)
+PROBE_WORDS = (4, 144)
 
 
 class BenchError(Exception):

@@ -102,7 +102,7 @@ class _Run:
     ) -> None:
         self._target, self._workload, self._load = target, workload, load
         self._connections, self._builder, self._report = connections, builder, report
-        self._begin("warming up", None)
+        self._phase, self._under_way = "building", 0
         self._meter = CostMeter()
         self._started_at = ""
 
