@@ -7,6 +7,7 @@ know which sequence owns a block: the engine's block manager does.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from math import prod
 
 import torch
@@ -20,6 +21,18 @@ def block_byte_count(layout: KvLayout, block_size: int, dtype: torch.dtype) -> i
     return elements * dtype.itemsize
 
 
+Writer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""Puts keys and values into slots: takes both pools of a layer, the slots, the keys and the values."""
+
+
+def copy_into_slots(
+    keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> None:
+    """Writes with torch's copy by index, on any device."""
+    keys.index_copy_(0, slots, key)
+    values.index_copy_(0, slots, value)
+
+
 class KvCache:
     """The pool of blocks of one language model.
 
@@ -29,6 +42,9 @@ class KvCache:
         block_count: blocks in the pool.
         block_size: slots in a block.
         byte_count: bytes of the whole pool.
+        writer: how `write` writes; a backend may have a faster way.
+        scratch_block: a block behind the pool that no sequence ever owns, for
+            rows that only fill a batch up; None where none was asked for.
     """
 
     def __init__(
@@ -38,11 +54,16 @@ class KvCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        *,
+        with_scratch: bool = False,
     ) -> None:
         assert block_count > 0, "a pool without blocks was asked for"
-        shape = (layout.layer_count, 2, block_count, block_size, layout.kv_head_count, layout.head_dim)
+        blocks = block_count + with_scratch
+        shape = (layout.layer_count, 2, blocks, block_size, layout.kv_head_count, layout.head_dim)
         self._pool = _take_memory(shape, dtype, device)
         self.block_count = block_count
+        self.scratch_block = block_count if with_scratch else None
+        self.writer: Writer = copy_into_slots
         self.block_size = block_size
         self.byte_count = self._pool.numel() * dtype.itemsize
         self.keys = [self._pool[layer, 0] for layer in range(layout.layer_count)]
@@ -52,8 +73,7 @@ class KvCache:
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Puts (tokens, kv_heads, head_dim) keys and values into the int64 (tokens,) slots of a layer."""
-        self._key_slots[layer].index_copy_(0, slots, key)
-        self._value_slots[layer].index_copy_(0, slots, value)
+        self.writer(self._key_slots[layer], self._value_slots[layer], slots, key, value)
 
     def clear(self, blocks: torch.Tensor) -> None:
         """Zeroes int64 (n,) blocks on every layer.

@@ -171,6 +171,7 @@ class Qwen2VLFamily:
 
     def tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """See `Family`."""
+        from shared.families.tower_attention import use_segments
         from shared.families.weights import load_half
 
         config = model_config(self._checkpoint).vision_config
@@ -180,6 +181,7 @@ class Qwen2VLFamily:
         module = load_half(
             lambda: self._build_tower(config), self._checkpoint, "encoder", PREFIXES, device, dtype
         )
+        use_segments(config, device, dtype)
         return Qwen2VLTower(module, self.hidden_size(), self._merge_size())
 
     def prompt_layout(self) -> PromptLayout:

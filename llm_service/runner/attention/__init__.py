@@ -21,6 +21,10 @@ def choose_backend(device: torch.device, dtype: torch.dtype, block_size: int) ->
         if dtype in DATA_TYPES and block_size % BLOCK_MULTIPLE == 0:
             return FlashBackend()
         logger.warning(
-            "flash_attn needs a half type and --block-size a multiple of %d: using sdpa", BLOCK_MULTIPLE
+            "flash_attn needs a half type and --block-size a multiple of %d: not used", BLOCK_MULTIPLE
         )
+    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from llm_service.runner.attention.triton_paged import TritonBackend
+
+        return TritonBackend()
     return SdpaBackend()

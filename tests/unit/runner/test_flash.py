@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.machinery
+import importlib.util
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -86,5 +87,12 @@ def test_chosen_on_cuda_where_it_can_serve(flash: Any) -> None:
 
     cuda = torch.device("cuda")
     assert choose_backend(cuda, torch.bfloat16, 256).name == "flash_attn"
-    assert choose_backend(cuda, torch.bfloat16, 16).name == "sdpa"
-    assert choose_backend(cuda, torch.float32, 256).name == "sdpa"
+    assert choose_backend(cuda, torch.bfloat16, 16).name == "triton"
+    assert choose_backend(cuda, torch.float32, 256).name == "triton"
+
+
+def test_the_reference_serves_cuda_where_there_is_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llm_service.runner.attention import choose_backend
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert choose_backend(torch.device("cuda"), torch.bfloat16, 16).name == "sdpa"

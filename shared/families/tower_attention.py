@@ -1,0 +1,108 @@
+"""Attention of encoder towers on CUDA: all pictures of a batch, or all windows of them, in one call.
+
+transformers cuts a batch by picture and calls attention once for each, unless
+the attention's name says "flash": then the modeling code hands over where each
+segment begins. Knows this convention, and which kernel there is. On the CPU
+nothing changes: there a call per picture costs least.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+TOWER_ATTENTION = "percept_flash_segments"
+"""Contains "flash" on purpose; see above."""
+
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, float], torch.Tensor]
+"""Takes (rows, heads, head_dim) query, key and value, the segments' starts, the longest, the scaling."""
+
+
+def use_segments(config: Any, device: torch.device, dtype: torch.dtype) -> bool:
+    """Makes a tower's modules call one kernel per layer, where there is one.
+
+    Args:
+        config: the vision configuration that the built modules hold; its
+            choice of attention is read at every call.
+
+    Returns:
+        Whether there is such a kernel for this device.
+    """
+    kernel = choose_kernel(device, dtype)
+    if kernel is None:
+        return False
+    register(kernel)
+    # Only now: a name with "flash" in it, in a module that is built, is looked for as a package.
+    config._attn_implementation = TOWER_ATTENTION
+    return True
+
+
+def choose_kernel(device: torch.device, dtype: torch.dtype) -> Kernel | None:
+    """`flash_attn` where it is installed, else our own; None where neither can run."""
+    if device.type != "cuda":
+        return None
+    half = dtype in (torch.float16, torch.bfloat16)
+    if half and importlib.util.find_spec("flash_attn") is not None:
+        return _flash
+    if importlib.util.find_spec("triton") is not None:
+        from shared.families.triton_varlen import attend_within_segments
+
+        return attend_within_segments
+    return None
+
+
+def register(kernel: Kernel) -> None:
+    """Makes `TOWER_ATTENTION` known to transformers. May be called again."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(TOWER_ATTENTION, segment_attention(kernel))
+
+
+def segment_attention(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
+    """The function that modeling code calls: (1, heads, rows, head_dim) to (1, rows, heads, head_dim)."""
+
+    def attend(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        cu_seq_lens_q: torch.Tensor,
+        max_length_q: int | torch.Tensor,
+        scaling: float | None = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        assert attention_mask is None, "the modeling code built a mask for segments"
+        rows = [states[0].transpose(0, 1) for states in (query, key, value)]
+        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        output = kernel(*rows, cu_seq_lens_q.to(torch.int32), int(max_length_q), factor)
+        return output.unsqueeze(0), None
+
+    return attend
+
+
+def _flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    longest: int,
+    scaling: float,
+) -> torch.Tensor:
+    from flash_attn import flash_attn_varlen_func
+
+    output: torch.Tensor = flash_attn_varlen_func(
+        query,
+        key,
+        value,
+        cu_seqlens_q=starts,
+        cu_seqlens_k=starts,
+        max_seqlen_q=longest,
+        max_seqlen_k=longest,
+        softmax_scale=scaling,
+    )
+    return output
