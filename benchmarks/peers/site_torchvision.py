@@ -28,7 +28,8 @@ class BeforeTorchvision(MetaPathFinder):
         if fullname == "torchvision" and self._library is None:
             import torch
 
-            self._library = torch.library.Library("torchvision", "FRAGMENT")
+            library: Any = torch.library.Library
+            self._library = library("torchvision", "FRAGMENT")
             for declaration in DECLARED:
                 if not hasattr(torch.ops.torchvision, declaration.partition("(")[0]):
                     self._library.define(declaration)

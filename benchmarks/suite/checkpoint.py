@@ -106,7 +106,12 @@ def _config(text: dict[str, Any], vision: dict[str, Any]) -> Any:
 def _generation() -> dict[str, Any]:
     end_of_text = SPECIAL_IDS["<|endoftext|>"]
     ends = [SPECIAL_IDS["<|im_end|>"], end_of_text]
-    return {"do_sample": False, "bos_token_id": end_of_text, "eos_token_id": ends, "pad_token_id": end_of_text}
+    return {
+        "do_sample": False,
+        "bos_token_id": end_of_text,
+        "eos_token_id": ends,
+        "pad_token_id": end_of_text,
+    }
 
 
 def _write_processors(folder: Path) -> None:

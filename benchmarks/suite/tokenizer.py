@@ -1,8 +1,8 @@
 """A tokenizer made offline whose ids are those of Qwen2-VL's special tokens.
 
-The 256 bytes and the merges of a few words come first. What is missing up to
-the first special id is filled with tokens that no text leads to but that decode
-to a printable word each: a model with random weights then says something in
+The 256 bytes and the merges of the load generator's words come first, one token for each
+word. What is missing up to the first special id is filled with tokens that no text leads to
+but that decode to a printable word each: a model with random weights then says something in
 every step, and a client sees every token.
 """
 
@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suite.words import WORDS
+from percept.bench.prompts import WORDS
 
 TEXT_TOKENS = 151_643
 SPECIAL_TOKENS = (
@@ -103,7 +103,7 @@ def _learn() -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    names = "system user assistant You are a friend".split()
+    names = ["system", "user", "assistant", "You", "are", "a", "friend"]
     tokenizer.train_from_iterator([f"{word} {word}" for word in (*WORDS, *names)], trainer)
     return tokenizer
 
