@@ -73,13 +73,13 @@ class Peer(Protocol):
 
     Attributes:
         name: in tables and files.
-        slow: answers one request at a time, or nearly so: it gets fewer of them.
-        text_only: takes no pictures.
     """
 
     name: str
-    slow: bool
-    text_only: bool
+
+    def adapt(self, case: Case) -> Case | None:
+        """The case as this peer can take it in a reasonable time, or None where it cannot."""
+        ...
 
     def session(self, place: Place, round_index: int) -> AbstractContextManager[Session]:
         """Starts the peer and warms it up; inside the block it is ready, after it nothing is left.
@@ -94,14 +94,16 @@ class ServerPeer(ABC):
     """A peer that listens on a port and speaks OpenAI's API."""
 
     name = ""
-    slow = False
     text_only = False
-    ignores_eos = True
     start_seconds = 600.0
 
     @abstractmethod
     def command(self, place: Place, port: int) -> list[str | Path]:
         """The command that serves `place.checkpoint` on 127.0.0.1:`port`."""
+
+    def adapt(self, case: Case) -> Case | None:
+        """See `Peer.adapt`."""
+        return None if case.has_images and self.text_only else case
 
     def variables(self, place: Place) -> dict[str, str]:
         """What its environment needs."""
@@ -109,13 +111,13 @@ class ServerPeer(ABC):
 
     def target(self, port: int, place: Place) -> Target:
         """Who is asked."""
-        return Target(f"http://127.0.0.1:{port}/v1", name=self.name, ignore_eos=self.ignores_eos)
+        return Target(f"http://127.0.0.1:{port}/v1", name=self.name)
 
     def settle(self, session: ServerSession) -> None:
         """Waits, under load if need be, until the server is as fast as it gets."""
         for case in WARM_UP:
-            if not (case.has_images and self.text_only):
-                session.measure(case.for_slow() if self.slow else case)
+            if self.adapt(case) is not None:
+                session.measure(case)
 
     @contextmanager
     def session(self, place: Place, round_index: int) -> Iterator[Session]:

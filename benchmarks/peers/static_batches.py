@@ -23,9 +23,11 @@ class StaticBatches:
     """A case at concurrency N becomes batches of N prompts, each waited for as a whole."""
 
     name = "generate"
-    slow = True
-    text_only = False
-    batches_everything = True
+
+    def adapt(self, case: Case) -> Case | None:
+        """A closed loop becomes one batch, or two of one prompt each."""
+        concurrency = case.load.concurrency
+        return None if concurrency is None else case.with_requests(max(2, concurrency))
 
     @contextmanager
     def session(self, place: Place, round_index: int) -> Iterator[Session]:

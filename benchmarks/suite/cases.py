@@ -16,11 +16,6 @@ IMAGE = Workload(prompt_tokens=39, output_tokens=32, images=1, image_width=448, 
 # Every tenth request is heavy; the others come and go, so that there are many to take a p99 of.
 MIX = replace(TEXT, output_tokens=16, images=1, image_share=0.1)
 
-SLOW_ROUNDS = 2
-"""Requests that each client sends to a peer which answers one at a time."""
-
-SLOW_CONCURRENCY = 4
-
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -41,15 +36,9 @@ class Case:
         """Some requests carry pictures."""
         return self.workload.images > 0
 
-    def fits_slow(self) -> bool:
-        """A peer that answers one request at a time can be measured with it in a reasonable time."""
-        return self.load.concurrency is not None and self.load.concurrency <= SLOW_CONCURRENCY
-
-    def for_slow(self) -> Self:
-        """The same with as few requests as mean anything."""
-        assert self.load.concurrency is not None, "an open loop does not fit a slow peer"
-        fewer = min(self.load.requests or 1, SLOW_ROUNDS * self.load.concurrency)
-        return replace(self, load=replace(self.load, requests=fewer, warmup=min(self.load.warmup, 1)))
+    def with_requests(self, count: int) -> Self:
+        """The same with so many requests at most."""
+        return replace(self, load=replace(self.load, requests=min(self.load.requests or count, count)))
 
     def seeded(self, seed: int) -> Self:
         """The same with other prompts, pictures and arrival times."""
