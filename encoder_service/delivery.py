@@ -13,12 +13,13 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import grpc
+from google.protobuf.descriptor import Descriptor
 
 from encoder_service.addresses import ADDRESS, AllowedAddresses
 from encoder_service.call_end import CallEnd
 from encoder_service.encoding import Encoding
 from encoder_service.single_flight import SingleFlight
-from protos.llm.v1 import embedding_service_pb2, embedding_service_pb2_grpc
+from protos.llm.v1 import embedding_service_pb2
 from protos.tensor.v1 import tensor_pb2
 from shared.errors import (
     BadEmbeddingsError,
@@ -44,7 +45,11 @@ _ITEMS_FAULTS = (BadMediaError, BadEmbeddingsError, ContextLengthError)
 _REFUSALS = (InvalidRequestError, UnauthorizedError, UnknownModelError)
 
 PutRequest = embedding_service_pb2.PutEmbeddingsRequest
-PutCall = grpc.aio.StreamUnaryCall[PutRequest, embedding_service_pb2.PutEmbeddingsResponse]
+PutResponse = embedding_service_pb2.PutEmbeddingsResponse
+PutCall = grpc.aio.StreamUnaryCall[PutRequest | bytes, PutResponse]
+
+_SERVICE = embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"]
+_PUT_METHOD = f"/{_SERVICE.full_name}/PutEmbeddings"
 
 
 class Delivery:
@@ -110,9 +115,7 @@ class Delivery:
         try:
             async with asyncio.timeout(timeout_s) as limit, self._channels.borrowed(address) as channel:
                 layout = await encoding.layout()
-                call = embedding_service_pb2_grpc.EmbeddingServiceStub(channel).PutEmbeddings(
-                    timeout=_remaining_s(limit)
-                )
+                call = _put(channel)(timeout=_remaining_s(limit))
                 try:
                     header = header_to_wire(key, layout.info, layout.tensors)
                     return await _send(call, PutRequest(header=header), encoding)
@@ -163,11 +166,22 @@ async def _send(call: PutCall, header: PutRequest, encoding: Encoding) -> float:
     stopwatch = Stopwatch()
     if item is not None:
         with suppress(*_FAILED_WRITE):
-            for chunk in tensor_chunks(item):
-                await call.write(PutRequest(chunk=chunk))
+            for frame in chunk_frames(item):
+                await call.write(frame)
             await call.done_writing()
     await end.raise_for_status()
     return stopwatch.seconds()
+
+
+def _put(channel: grpc.aio.Channel) -> grpc.aio.StreamUnaryMultiCallable[PutRequest | bytes, PutResponse]:
+    """`PutEmbeddings` as the generated stub has it, which also takes frames that are bytes already."""
+    return channel.stream_unary(
+        _PUT_METHOD, request_serializer=_serialized, response_deserializer=PutResponse.FromString
+    )
+
+
+def _serialized(frame: PutRequest | bytes) -> bytes:
+    return frame if isinstance(frame, bytes) else frame.SerializeToString()
 
 
 async def _rows_or_end(call: PutCall, encoding: Encoding) -> EncodedItem | None:
@@ -188,6 +202,38 @@ def tensor_chunks(item: EncodedItem) -> Iterator[tensor_pb2.TensorChunk]:
         data = memoryview(tensor.data).cast("B")
         for start, end in chunk_ranges(len(data)):
             yield tensor_pb2.TensorChunk(tensor_index=index, byte_offset=start, data=bytes(data[start:end]))
+
+
+def chunk_frames(item: EncodedItem) -> Iterator[bytes]:
+    """An item's rows as serialised `PutEmbeddingsRequest` frames.
+
+    Each byte is copied once. Messages would have it copied into the chunk, from
+    there into the frame and out of it again.
+    """
+    for index, tensor in enumerate(item.tensors.values()):
+        data = memoryview(tensor.data).cast("B")
+        for start, end in chunk_ranges(len(data)):
+            head = tensor_pb2.TensorChunk(tensor_index=index, byte_offset=start).SerializeToString()
+            head += _DATA_TAG + _varint(end - start)
+            outer = _CHUNK_TAG + _varint(len(head) + end - start)
+            yield b"".join((outer, head, data[start:end]))
+
+
+def _tag(message: Descriptor, field: str) -> bytes:
+    """What stands before a length-delimited field on the wire."""
+    return _varint(message.fields_by_name[field].number << 3 | 2)
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*encoded, number))
+
+
+_DATA_TAG = _tag(tensor_pb2.TensorChunk.DESCRIPTOR, "data")
+_CHUNK_TAG = _tag(PutRequest.DESCRIPTOR, "chunk")
 
 
 class _Channels:

@@ -35,22 +35,27 @@ class EmbeddingArena:
         byte_count: virtual size in bytes.
     """
 
-    def __init__(self, fd: int, byte_count: int, *, writable: bool) -> None:
+    def __init__(self, fd: int, byte_count: int, *, writable: bool, kept_byte_count: int = 0) -> None:
         self.fd = fd
         self.byte_count = byte_count
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         self._map = mmap.mmap(fd, byte_count, flags=mmap.MAP_SHARED, prot=protection)
         self._bytes = memoryview(self._map)
+        self._kept_byte_count = round_up(kept_byte_count)
         self._gaps: list[tuple[int, int]] = [(0, byte_count)]
         self._lengths: dict[int, int] = {}
 
     @classmethod
-    def create(cls, byte_count: int) -> EmbeddingArena:
-        """Makes an empty arena of at least `byte_count` virtual bytes, for its owner."""
+    def create(cls, byte_count: int, kept_byte_count: int = 0) -> EmbeddingArena:
+        """Makes an empty arena of at least `byte_count` virtual bytes, for its owner.
+
+        Args:
+            kept_byte_count: leading bytes whose memory is not given back once it was used.
+        """
         rounded = round_up(max(byte_count, 1))
         fd = os.memfd_create("percept-embeddings", os.MFD_CLOEXEC)
         os.ftruncate(fd, rounded)
-        return cls(fd, rounded, writable=True)
+        return cls(fd, rounded, writable=True, kept_byte_count=kept_byte_count)
 
     @classmethod
     def open(cls, fd: int, byte_count: int) -> EmbeddingArena:
@@ -78,7 +83,9 @@ class EmbeddingArena:
     def free(self, offset: int) -> None:
         """Gives a region back. Nobody may read it any more."""
         length = self._lengths.pop(offset)
-        self._map.madvise(mmap.MADV_REMOVE, offset, length)
+        first = max(offset, self._kept_byte_count)
+        if first < offset + length:
+            self._map.madvise(mmap.MADV_REMOVE, first, offset + length - first)
         index = bisect.bisect(self._gaps, (offset, length))
         self._gaps.insert(index, (offset, length))
         self._join(index)

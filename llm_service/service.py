@@ -51,6 +51,9 @@ _CALLS_PER_REQUEST = 8
 _SPARE_CALLS = 64
 """Calls beyond that, so that our bounds speak before gRPC's: status, health, refusals."""
 
+_KEPT_BYTES = 64 * 1024 * 1024
+"""Memory of embedding rows that is kept for the next ones."""
+
 _ASK_PATIENCE_S = 30.0
 """How long somebody who was asked for an item may let it not come, before another is asked."""
 
@@ -100,7 +103,7 @@ async def running(settings: LlmSettings, stopping: asyncio.Event) -> AsyncIterat
     checkpoint = await asyncio.to_thread(find_checkpoint, settings.model)
     family = load_family(checkpoint)
     budget = int(settings.embedding_store_gib * _GIB)
-    arena = EmbeddingArena.create(budget * VIRTUAL_FACTOR)
+    arena = EmbeddingArena.create(budget * VIRTUAL_FACTOR, min(_KEPT_BYTES, budget))
     engine = EngineClient(
         engine_settings(settings, checkpoint), arena, step_timeout_s=settings.step_timeout_s
     )
@@ -147,6 +150,7 @@ def engine_settings(settings: LlmSettings, checkpoint: Checkpoint) -> EngineSett
         device=settings.device,
         dtype=settings.dtype,
         threads=settings.threads,
+        kernels=settings.kernels,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,

@@ -9,7 +9,7 @@ import time
 import grpc
 import pytest
 
-from encoder_service.delivery import Delivery, PutRequest, _send
+from encoder_service.delivery import Delivery, PutRequest, _send, chunk_frames, tensor_chunks
 from encoder_service.encoding import Kept, Layout, Timings
 from protos.llm.v1 import embedding_service_pb2_grpc
 from shared.errors import BadEmbeddingsError, DeadlineError, InvalidRequestError, UnavailableError
@@ -59,6 +59,13 @@ async def test_all_bytes_of_all_tensors_arrive() -> None:
             400,
         )
         await delivery.close()
+
+
+def test_frames_made_by_hand_are_what_the_generated_code_writes() -> None:
+    messages = [PutRequest(chunk=chunk) for chunk in tensor_chunks(item())]
+    frames = list(chunk_frames(item()))
+    assert [PutRequest.FromString(frame) for frame in frames] == messages
+    assert frames == [message.SerializeToString(deterministic=True) for message in messages]
 
 
 async def test_the_header_arrives_before_the_rows_are_there() -> None:

@@ -45,6 +45,17 @@ def test_a_freed_region_gives_its_memory_back_at_once(arena: EmbeddingArena) -> 
     assert resident_byte_count(arena) == 0
 
 
+def test_the_beginning_may_keep_its_memory_for_the_next_region() -> None:
+    arena = EmbeddingArena.create(16 * ALIGNMENT, kept_byte_count=3 * ALIGNMENT)
+    offset = arena.allocate(8 * ALIGNMENT)
+    assert offset == 0
+    arena.view(0, 8 * ALIGNMENT)[:] = b"x" * (8 * ALIGNMENT)
+    arena.free(0)
+    assert (resident_byte_count(arena), arena.used_byte_count) == (3 * ALIGNMENT, 0)
+    assert arena.allocate(ALIGNMENT) == 0
+    arena.close()
+
+
 def test_a_full_arena_says_none_and_has_room_again_after_a_free(arena: EmbeddingArena) -> None:
     offsets = [arena.allocate(4 * ALIGNMENT) for _ in range(4)]
     assert arena.allocate(1) is None

@@ -1,0 +1,147 @@
+"""`python -m benchmarks.overhead`: what gateway and gRPC add to a text request over the engine in process.
+
+The same prompts, each new to every cache, by turns: through the HTTP gateway,
+whole and streamed, over one connection that is kept alive; and by the engine with
+its runner in this process, its inputs made beforehand. All compute on one thread.
+The overhead of a request is the difference of its times.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from benchmarks.chat_client import Answer, ChatClient, words
+from benchmarks.running import BUNDLED, Parts, Services
+from benchmarks.summary import percentile, report_arguments, spread, write_report
+from llm_service.embedding_arena import EmbeddingArena
+from llm_service.engine.engine import Engine
+from llm_service.engine.messages import (
+    AddSequence,
+    EngineSettings,
+    SamplingSettings,
+    StepReport,
+    StoppingSettings,
+)
+from llm_service.laid_out_prompt import LaidOutPrompt
+from protos.llm.v1 import llm_service_pb2, llm_service_pb2_grpc
+from shared.checkpoint import find_checkpoint
+from shared.families import load_family
+
+_ARENA_BYTES = 1024 * 1024
+
+
+class EngineInProcess:
+    """The engine without services around it."""
+
+    def __init__(self, model: Path) -> None:
+        from llm_service.runner.load import load_runner
+
+        settings = EngineSettings(str(model), device="cpu", threads=1, max_model_len=1024, kv_cache_gib=0.125)
+        runner = load_runner(settings, lambda fraction, text: None)
+        runner.warm_up()
+        self._engine = Engine(
+            runner,
+            EmbeddingArena.create(_ARENA_BYTES),
+            block_count=runner.block_count,
+            block_size=settings.block_size,
+            max_model_len=1024,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+        )
+        self._layout = load_family(find_checkpoint(str(model))).prompt_layout()
+        self._last_id = 0
+
+    def sequence(self, token_ids: list[int], token_count: int) -> AddSequence:
+        """The engine's input for a prompt."""
+        self._last_id += 1
+        laid_out = LaidOutPrompt.of(self._layout.expand(token_ids, []), [])
+        stopping = StoppingSettings(max_token_count=token_count)
+        return laid_out.sequence(self._last_id, SamplingSettings(), stopping, time.monotonic())
+
+    def seconds(self, message: AddSequence) -> tuple[float, float]:
+        """Runs a sequence to its end. Returns seconds to the first and to the last token."""
+        begin = time.perf_counter()
+        self._engine.receive(message)
+        first = 0.0
+        while True:
+            self._engine.step()
+            reports = [report for report in self._engine.take_messages() if isinstance(report, StepReport)]
+            if not first and any(report.tokens for report in reports):
+                first = time.perf_counter() - begin
+            if any(report.ended for report in reports):
+                return first, time.perf_counter() - begin
+
+
+def measure(
+    model: Path = BUNDLED, *, repeats: int = 200, word_count: int = 48, token_count: int = 16
+) -> dict[str, Any]:
+    """Returns milliseconds of overhead, whole and streamed, and what they come of."""
+    parts = Parts(
+        model, {"threads": 1}, {"workers": 1, "cache-gib": 0}, {"kv-cache-gib": 0.125, "max-model-len": 1024}
+    )
+    engine = EngineInProcess(model)
+    rows: list[tuple[float, float, Answer, Answer]] = []
+    with Services(parts) as services:
+        client = ChatClient(services.gateway)
+        for turn in range(-20, repeats):
+            rows.append(_one_turn(services, engine, client, turn, word_count, token_count))
+            if turn % 50 == 49:
+                print(f"overhead: {turn + 1} of {repeats}", flush=True)
+        client.close()
+    return _figures(rows[20:]) | {"tokens": token_count}
+
+
+def _one_turn(
+    services: Services, engine: EngineInProcess, client: ChatClient, turn: int, word_count: int, count: int
+) -> tuple[float, float, Answer, Answer]:
+    texts = [f"{turn} {name} {words(turn + 1000, word_count)}" for name in ("one", "two", "red")]
+    message = engine.sequence(_token_ids(services, texts[0]), count)
+    first, last = engine.seconds(message)
+    whole = client.ask(texts[1], count)
+    streamed = client.ask(texts[2], count, stream=True)
+    return first, last, whole, streamed
+
+
+def _token_ids(services: Services, text: str) -> list[int]:
+    """The prompt as the LLM service tokenises it."""
+    conversation = llm_service_pb2.Conversation(
+        messages=[llm_service_pb2.Message(role="user", parts=[llm_service_pb2.ContentPart(text=text)])]
+    )
+    request = llm_service_pb2.TokenizeRequest(conversation=conversation)
+    with grpc.insecure_channel(services.llm, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        stub = llm_service_pb2_grpc.LlmServiceStub(channel)
+        return list(stub.Tokenize(request, timeout=10).token_ids)
+
+
+def _figures(rows: list[tuple[float, float, Answer, Answer]]) -> dict[str, Any]:
+    engine = [1e3 * last for _, last, _, _ in rows]
+    whole = [1e3 * (answer.whole_s - last) for _, last, answer, _ in rows]
+    streamed = [1e3 * (answer.whole_s - last) for _, last, _, answer in rows]
+    first = [1e3 * (answer.first_s - begun) for begun, _, _, answer in rows]
+    return {
+        "overhead_ms": spread(whole),
+        "overhead_p90_ms": round(percentile(whole, 90), 3),
+        "streamed_overhead_ms": spread(streamed),
+        "first_token_overhead_ms": spread(first),
+        "engine_ms": spread(engine),
+    }
+
+
+def main() -> int:
+    """Measures and prints; always 0."""
+    parser = report_arguments("overhead", __doc__)
+    parser.add_argument("--model", type=Path, default=BUNDLED)
+    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=16, help="tokens of an answer")
+    chosen = parser.parse_args()
+    write_report(measure(chosen.model, repeats=chosen.repeats, token_count=chosen.tokens), chosen.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
