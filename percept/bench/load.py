@@ -53,8 +53,8 @@ class Load:
         bounded = self.requests is not None or self.duration_s is not None
         require(bounded, "requests", "or duration_s must say when it ends")
         for name in ("concurrency", "requests"):
-            require((getattr(self, name) or 1) >= 1, name, "must be at least 1")
-            require(getattr(self, name) != 0, name, "must be at least 1")
+            count = getattr(self, name)
+            require(count is None or count >= 1, name, "must be at least 1")
         for name in ("rate", "duration_s"):
             value = getattr(self, name)
             require(value is None or value > 0, name, "must be more than 0")

@@ -14,6 +14,7 @@ from percept.bench.probe import BenchError
 from percept.bench.records import RequestRecord, RunResult
 from percept.bench.report import figures
 from percept.bench.summary import Summary
+from percept.bench.workload import Kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +27,8 @@ LATENCY_FIELDS = {
 }
 COMPARED = ("output tokens/s", "TTFT p50 ms", "TTFT p99 ms", "TPOT p50 ms", "E2E p50 ms", "E2E p99 ms")
 BINS = 60
-MARKERS = {"text": "o", "image": "^"}
+MARKERS: dict[Kind, str] = {"text": "o", "image": "^"}
+LINES: dict[Kind, str] = {"text": "-", "image": "--"}
 
 
 def check_plots_possible() -> None:
@@ -106,8 +108,10 @@ def _good(result: RunResult) -> list[RequestRecord]:
 def _latency_cdf(runs: dict[str, RunResult]) -> Figure:
     figure, axes = _figure(len(LATENCY_FIELDS), 4)
     for axis, (title, field) in zip(axes, LATENCY_FIELDS.items(), strict=True):
-        for name, result in runs.items():
-            _draw_cdf(axis, [getattr(record, field) for record in _good(result)], name)
+        for place, (name, result) in enumerate(runs.items()):
+            for kind, records in _by_kind(result).items():
+                label = name if len(_by_kind(result)) == 1 else f"{name}, {kind}"
+                _draw_cdf(axis, [getattr(each, field) for each in records], label, f"C{place}{LINES[kind]}")
         axis.set(title=title, xlabel="ms", ylim=(0, 1))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("share of requests")
@@ -115,24 +119,29 @@ def _latency_cdf(runs: dict[str, RunResult]) -> Figure:
     return figure
 
 
-def _draw_cdf(axis: Axes, seconds: Sequence[float | None], name: str) -> None:
+def _by_kind(result: RunResult) -> dict[Kind, list[RequestRecord]]:
+    """Answered requests by kind: a mix of two kinds is no distribution that means anything."""
+    found: dict[Kind, list[RequestRecord]] = {}
+    for record in _good(result):
+        found.setdefault(record.kind, []).append(record)
+    return found
+
+
+def _draw_cdf(axis: Axes, seconds: Sequence[float | None], name: str, style: str) -> None:
     values = sorted(value * 1000 for value in seconds if value is not None)
     shares = [(place + 1) / len(values) for place in range(len(values))]
-    axis.step(values, shares, where="post", label=name)
+    axis.step(values, shares, style, where="post", label=name)
 
 
 def _ttft_over_time(runs: dict[str, RunResult]) -> Figure:
     figure, (axis,) = _figure(1, 9)
     for place, (name, result) in enumerate(runs.items()):
-        for kind, marker in MARKERS.items():
-            points = [
-                (record.scheduled_s, record.ttft_s * 1000)
-                for record in _good(result)
-                if record.kind == kind and record.ttft_s is not None
-            ]
-            if points:
-                times, delays = zip(*points, strict=True)
-                axis.scatter(times, delays, s=12, marker=marker, color=f"C{place}", label=f"{name}, {kind}")
+        for kind, records in _by_kind(result).items():
+            times = [each.scheduled_s for each in records]
+            delays = [(each.ttft_s or 0.0) * 1000 for each in records]
+            axis.scatter(
+                times, delays, s=12, marker=MARKERS[kind], color=f"C{place}", label=f"{name}, {kind}"
+            )
     axis.set(title="time to first token", xlabel="due, s after the start", ylabel="ms")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)

@@ -5,6 +5,7 @@ Knows what each figure means. Does not know how it is shown.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from percept.bench.workload import Kind
 
 LATE_MS = 10.0
 """An open loop whose sends are later than this, at p99, did not send what was drawn."""
+
+# Errors that differ in a request's id alone are one kind of error.
+_IDS = re.compile(r"\b(?=\w*\d)[\da-fA-F]{8,}(?:-[\da-fA-F]+)*\b")
 
 BUSY_SHARE = 0.5
 """A generator that takes more of a core than this measures itself."""
@@ -135,7 +139,7 @@ def _summarise_group(records: Sequence[RequestRecord], duration_s: float, slo: S
     good = [record for record in records if record.error is None]
     output_tokens = sum(record.token_count for record in good)
     input_tokens = sum(record.input_tokens or 0 for record in good)
-    errors = Counter(record.error for record in records if record.error is not None)
+    errors = Counter(_IDS.sub("<id>", record.error) for record in records if record.error is not None)
     return GroupSummary(
         answered=len(good),
         failed=len(records) - len(good),

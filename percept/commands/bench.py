@@ -48,11 +48,19 @@ def _mistakes_in_one_line(command: str) -> Iterator[None]:
     try:
         yield
     except PerceptError as error:
-        print(f"percept bench {command}: {error}", file=sys.stderr)
+        print(f"percept bench {command}: {_as_flag(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except (BenchError, OSError) as error:
         print(f"percept bench {command}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _as_flag(error: PerceptError) -> str:
+    """What was wrong, with the flag's name where a setting is to blame."""
+    if error.param is None:
+        return str(error)
+    flag = "image-size" if error.param in ("image_width", "image_height") else error.param.replace("_", "-")
+    return f"--{flag}{str(error).removeprefix(error.param)}"
 
 
 def serve(options: ServeOptions) -> None:

@@ -138,11 +138,15 @@ class ServeOptions:
 
     def to_load(self) -> Load:
         """When and how long."""
-        open_loop = self.rate is not None
+        concurrency, requests = self.concurrency, self.requests
+        if concurrency is None and self.rate is None:
+            concurrency = DEFAULT_CONCURRENCY
+        if requests is None and self.duration_s is None:
+            requests = DEFAULT_REQUESTS
         return Load(
-            concurrency=self.concurrency if open_loop else self.concurrency or DEFAULT_CONCURRENCY,
+            concurrency=concurrency,
             rate=self.rate,
-            requests=self.requests if self.duration_s is not None else self.requests or DEFAULT_REQUESTS,
+            requests=requests,
             duration_s=self.duration_s,
             arrivals=self.arrivals,
             warmup=self.warmup,
