@@ -41,6 +41,7 @@ from llm_service.engine.messages import (
     ToFront,
 )
 from shared.errors import InvalidRequestError, PerceptError
+from shared.kernels.build import build_early
 from shared.telemetry import configure_logging
 
 INBOX_SIZE = 4096
@@ -207,6 +208,8 @@ def main() -> None:
 
 
 def _load_runner(settings: EngineSettings, progress: Callable[[float, str], None]) -> LoadedRunner:
+    if settings.kernels == "auto" and settings.device in ("auto", "cpu"):
+        build_early()
     from llm_service.runner.load import load_runner
 
     return load_runner(settings, progress)

@@ -158,6 +158,7 @@ def engine_settings(settings: LlmSettings, checkpoint: Checkpoint) -> EngineSett
         kv_cache_gib=settings.kv_cache_gib,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         enable_prefix_caching=settings.enable_prefix_caching,
+        enforce_eager=settings.enforce_eager,
         log_level=settings.log_level,
     )
 

@@ -26,6 +26,11 @@ class LlmSettings(ServiceSettings):
         description="Element type of weights and KV cache; auto: float32 on CPU, the checkpoint's on CUDA.",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads for computing. Default: the library's.")
+    kernels: Literal["auto", "torch"] = Field(
+        "auto",
+        description="What computes on the CPU. auto: Percept's own kernels, compiled at the first start, where a "
+        "C++ compiler is there and the model fits; torch: always torch.",
+    )
     max_model_len: int | None = Field(
         None, ge=1, description="Longest prompt with its answer, in tokens. Default: the checkpoint's."
     )
@@ -49,6 +54,9 @@ class LlmSettings(ServiceSettings):
         0.5, gt=0, description="Most memory for embedding rows that wait for their prefill, in GiB."
     )
     enable_prefix_caching: bool = Field(True, description="Reuse the KV blocks of equal prompt beginnings.")
+    enforce_eager: bool = Field(
+        False, description="On CUDA, launch every kernel of a decoding step by itself: no CUDA graphs."
+    )
     step_timeout_s: float = Field(
         300.0,
         gt=0,

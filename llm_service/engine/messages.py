@@ -31,7 +31,9 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             take a default (CPU).
         gpu_memory_utilization: share of the GPU's memory that may be in use.
         enable_prefix_caching: reuse blocks of equal content.
+        enforce_eager: record no CUDA graphs.
         log_level: name of a level of the logging module.
+        kernels: "auto": our own on the CPU where they fit the model; "torch": never.
     """
 
     model: str
@@ -45,7 +47,9 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_cache_gib: float | None = None
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
+    enforce_eager: bool = False
     log_level: str = "info"
+    kernels: Literal["auto", "torch"] = "auto"
 
 
 class SamplingSettings(msgspec.Struct, frozen=True):

@@ -13,6 +13,10 @@ import torch
 from llm_service.engine.messages import EngineSettings
 from llm_service.runner.attention import choose_backend
 from llm_service.runner.attention.registration import ATTENTION_NAME, register_attention
+from llm_service.runner.cpu.backend import CpuBackend
+from llm_service.runner.cpu.load import to_cpu_kernels
+from llm_service.runner.cuda_graphs import OTHER_GRAPH_BYTES, can_capture
+from llm_service.runner.decode_rows import padded_sizes
 from llm_service.runner.kv_cache import KvCache
 from llm_service.runner.kv_size import count_blocks
 from llm_service.runner.model_runner import ModelRunner
@@ -47,6 +51,10 @@ def load_runner(settings: EngineSettings, progress: Progress) -> ModelRunner:
     maker = _RunnerMaker(family, settings, device, dtype)
     progress(0.8, "taking the KV cache")
     runner = maker.make()
+    if maker.captures:
+        runner.capture_graphs(
+            lambda done: progress(0.85 + 0.15 * done, f"capturing decode graphs {done:.0%}")
+        )
     progress(1.0, f"KV cache of {runner.block_count} blocks")
     return runner
 
@@ -64,6 +72,9 @@ class _RunnerMaker:
         self._axes = family.prompt_layout().expand([0], []).positions.shape[0]
         self._backend = choose_backend(device, dtype, settings.block_size)
         self._model = family.language_model(device, dtype, ATTENTION_NAME)
+        decoder = to_cpu_kernels(self._model, settings, device)
+        if decoder is not None:
+            self._model, self._backend = decoder, CpuBackend()
 
     def make(self) -> ModelRunner:
         """Sizes the pool and takes it."""
@@ -74,12 +85,31 @@ class _RunnerMaker:
         logger.info("%s, %d KV blocks of %d slots", kind, block_count, self._settings.block_size)
         return self._make(block_count)
 
-    def _profile(self) -> None:
-        run_largest(self._make(largest_block_count(self._settings)), self._settings, self._axes)
+    @property
+    def captures(self) -> bool:
+        """Whether decoding steps are recorded as CUDA graphs."""
+        return not self._settings.enforce_eager and can_capture(self._device, self._backend)
+
+    def _profile(self) -> int:
+        """Runs the largest step; returns the bytes of the device that recordings keep beside it."""
+        runner = self._make(largest_block_count(self._settings))
+        run_largest(runner, self._settings, self._axes)
+        if not self.captures:
+            return 0
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info(self._device)[0]
+        runner.capture_graphs(lambda done: None, most=1)
+        taken = free - torch.cuda.mem_get_info(self._device)[0]
+        return max(0, taken) + OTHER_GRAPH_BYTES * (len(padded_sizes(self._settings.max_num_seqs)) - 1)
 
     def _make(self, block_count: int) -> ModelRunner:
         cache = KvCache(
-            self._model.kv_layout, block_count, self._settings.block_size, self._dtype, self._device
+            self._model.kv_layout,
+            block_count,
+            self._settings.block_size,
+            self._dtype,
+            self._device,
+            with_scratch=self.captures,
         )
         return ModelRunner(
             self._model,

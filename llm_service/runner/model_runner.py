@@ -7,17 +7,21 @@ sampler needs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from llm_service.engine.batch import RowSource, SampledToken, ScheduledBatch
+from llm_service.engine.batch import RowSource, SampledToken, ScheduledBatch, ScheduledSequence
 from llm_service.engine.messages import EngineSettings
 from llm_service.runner.attention.context import AttentionBackend, AttentionContext
 from llm_service.runner.attention.registration import CONTEXT_KEYWORD
-from llm_service.runner.embeddings import place_rows
+from llm_service.runner.cuda_graphs import DecodeGraphs
+from llm_service.runner.decode_rows import only_decodes
+from llm_service.runner.embeddings import RowPlacer
 from llm_service.runner.inputs import InputBuffers, StepInputs
 from llm_service.runner.kv_cache import KvCache
 from llm_service.runner.rehearsal import run_smallest
-from llm_service.runner.sampling.sampler import Sampler
+from llm_service.runner.sampling.sampler import Sampler, is_plain, sampled_tokens
 from shared.families.base import LanguageModel
 
 
@@ -54,22 +58,27 @@ class ModelRunner:
         self.context_length = context_length
         dtype, device = cache.keys[0].dtype, cache.keys[0].device
         longest = settings.max_model_len or context_length
+        self._max_blocks = -(-longest // cache.block_size)
+        self._graphs: DecodeGraphs | None = None
         self._buffers = InputBuffers(
             max_tokens=settings.max_num_batched_tokens,
             max_sequences=settings.max_num_seqs,
-            max_blocks=-(-longest // cache.block_size),
+            max_blocks=self._max_blocks,
             block_size=cache.block_size,
             axes=axes,
             device=device,
         )
         size = (settings.max_num_batched_tokens, model.hidden_size)
         self._inputs_embeds = torch.zeros(size, dtype=dtype, device=device)
+        self._row_placer = RowPlacer(*size, device)
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch, rows: RowSource) -> list[SampledToken]:
         """Computes keys and values of all parts; one token for each item that samples, in order."""
         if not batch.items:
             return []
+        if self._graphs is not None and only_decodes(batch.items):
+            return self._replay(self._graphs, batch.items)
         step = self._buffers.fill(batch)
         hidden = self._forward(step, rows)
         sampling = [item.sequence for item in step.items if item.samples]
@@ -87,13 +96,40 @@ class ModelRunner:
         """Computes two small steps, so that the first request does not pay for first uses."""
         run_smallest(self, self._settings, self._axes)
 
+    @torch.inference_mode()
+    def capture_graphs(self, progress: Callable[[float], None], most: int | None = None) -> None:
+        """Records the steps that only decode, to be replayed from now on; for CUDA.
+
+        Args:
+            progress: takes the fraction that is done.
+            most: how many batch sizes to record, from the largest down; all by default.
+        """
+        graphs = DecodeGraphs(
+            self._model,
+            self._cache,
+            self._backend,
+            max_sequences=self._settings.max_num_seqs,
+            max_blocks=self._max_blocks,
+            axes=self._axes,
+        )
+        graphs.capture(progress, most)
+        self._graphs = graphs
+
+    def _replay(self, graphs: DecodeGraphs, items: list[ScheduledSequence]) -> list[SampledToken]:
+        """A recorded step; where all are plainly greedy, their tokens are in it too."""
+        sequences = [item.sequence for item in items]
+        step = graphs.replay(items)
+        if all(map(is_plain, sequences)):
+            return sampled_tokens(sequences, step.ids.tolist())
+        return self._sampler.sample(step.logits, sequences)
+
     def _forward(self, step: StepInputs, rows: RowSource) -> torch.Tensor:
         """Final hidden states, (tokens, hidden)."""
         embeds = self._inputs_embeds[: len(step.token_ids)]
         embeds.copy_(self._model.embed(step.token_ids))
-        place_rows(embeds, step.items, step.rows, rows)
+        self._row_placer.place(embeds, step.items, step.rows, rows)
         if len(step.fresh_blocks):
             self._cache.clear(step.fresh_blocks)
         plan = self._backend.plan(self._cache, step.shape)
-        context = AttentionContext(self._cache, step.shape.slots, plan)
+        context = AttentionContext(self._cache, step.shape.slots, plan, step.shape)
         return self._model.forward(embeds, step.positions, **{CONTEXT_KEYWORD: context})

@@ -28,16 +28,25 @@ class DecoderModule(nn.Module):
 
 
 class Decoder:
-    """The LLM half with its weights; see `LanguageModel`."""
+    """The LLM half with its weights; see `LanguageModel`.
+
+    Attributes:
+        module: the text model and its output layer.
+        axes: rows of the positions, 3 with M-RoPE, else 1.
+        dtype: element type of the weights.
+    """
 
     def __init__(self, module: nn.Module, text_config: Any, axes: int) -> None:
         assert isinstance(module, DecoderModule)
+        self.module = module
+        self.axes = axes
         self._model: Any = module.model
         self._embeddings: Any = self._model.embed_tokens
         self._output_weight = module.lm_head.weight
         self._axes = axes
         self.hidden_size = int(text_config.hidden_size)
         self.vocabulary_size = int(self._output_weight.shape[0])
+        self.dtype: torch.dtype = self._output_weight.dtype
         self.kv_layout = kv_layout(text_config)
 
     @torch.inference_mode()

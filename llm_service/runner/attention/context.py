@@ -85,8 +85,9 @@ class AttentionBackend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AttentionContext:
-    """One step's cache, slots and plan."""
+    """One step's cache, slots and plan; and its shape, for models that attend by themselves."""
 
     cache: KvCache
     slots: torch.Tensor
     attention: StepAttention
+    shape: StepShape | None = None

@@ -1,0 +1,58 @@
+"""The compiled kernels, loaded: teams of threads that run programs.
+
+Knows the library's functions. Does not know how it was compiled nor what a
+program computes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from weakref import finalize
+
+from shared.kernels.operation import AttentionPlan, Operation
+
+
+class Library:
+    """One loaded library.
+
+    Raises:
+        OSError: it cannot be loaded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        pointer, count = ctypes.c_void_p, ctypes.c_int64
+        self._declare("percept_make_team", [ctypes.c_int], pointer)
+        self._declare("percept_drop_team", [pointer], None)
+        self._declare("percept_run", [pointer, ctypes.POINTER(Operation), count], None)
+        for struct, name in ((Operation, "operation"), (AttentionPlan, "attention")):
+            size = self._declare(f"percept_{name}_size", [], count)()
+            assert size == ctypes.sizeof(struct), f"{name}: {size} bytes in C++, {ctypes.sizeof(struct)} here"
+
+    def make_team(self, threads: int) -> Team:
+        """Starts `threads` - 1 threads; the caller of a program is the last."""
+        return Team(self._library, threads)
+
+    def _declare(self, name: str, arguments: list[type], result: type | None) -> ctypes._CFuncPtr:
+        function: ctypes._CFuncPtr = getattr(self._library, name)
+        function.argtypes, function.restype = arguments, result  # type: ignore[assignment]
+        return function
+
+
+class Team:
+    """Threads that run one program at a time, all of them on every operation.
+
+    Attributes:
+        size: number of threads, the caller's included.
+    """
+
+    def __init__(self, library: ctypes.CDLL, threads: int) -> None:
+        self.size = threads
+        self._team = library.percept_make_team(threads)
+        self._run = library.percept_run
+        finalize(self, library.percept_drop_team, self._team)
+
+    def run(self, operations: ctypes.Array[Operation], count: int) -> None:
+        """Runs operations one after the other and waits; other Python threads go on meanwhile."""
+        self._run(self._team, operations, count)

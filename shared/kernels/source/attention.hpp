@@ -1,0 +1,267 @@
+// Attention of rows over their own sequences, keys and values read where they lie.
+//
+// Knows sequences as runs of rows, and keys by block tables (a paged cache) or
+// as rows of the same buffer. Does not know who wrote them. The softmax is
+// taken block by block of keys with a running maximum (Milakov and Gimelshein,
+// "Online normalizer calculation for softmax", 2018), so that scores are never
+// stored beyond one block.
+#pragma once
+
+#include "matrix.hpp"
+
+#include <algorithm>
+#include <vector>
+
+namespace percept {
+
+constexpr int KEYS = 2 * PANEL; // keys of one block of scores
+
+struct Attention {
+    const void *query;    // row 0, head 0
+    const void *key;      // slot 0 or row 0, head 0
+    const void *value;    // likewise
+    void *output;         // row 0, head 0
+    const int32_t *starts;  // first row of each sequence, and the end of the last
+    const int32_t *lengths; // keys of each sequence; nullptr: its own rows
+    const int64_t *tables;  // block ids, one row per sequence; nullptr: keys are rows
+    int64_t table_stride;
+    int64_t block_size;
+    int64_t sequences;
+    int64_t heads, key_heads, width; // width of a head
+    int64_t query_stride, key_stride, output_stride; // elements from row to row
+    int64_t window;                  // keys that a row sees, itself included; 0: all
+    int64_t causal;
+    float scale;
+
+    int64_t group() const { return heads / key_heads; }
+    int64_t tile_rows() const { return std::max<int64_t>(1, 8 * TILE_ROWS / group()); }
+    int64_t rows_of(int64_t sequence) const { return starts[sequence + 1] - starts[sequence]; }
+    int64_t tiles_of(int64_t sequence) const { return (rows_of(sequence) + tile_rows() - 1) / tile_rows(); }
+};
+
+// Finds the sequence and tile of rising item numbers.
+class TileCursor {
+  public:
+    explicit TileCursor(const Attention &attention) : attention_(attention) {}
+
+    bool seek(int64_t tile) {
+        while (sequence_ < attention_.sequences && tile >= base_ + attention_.tiles_of(sequence_)) {
+            base_ += attention_.tiles_of(sequence_++);
+        }
+        tile_ = tile - base_;
+        return sequence_ < attention_.sequences;
+    }
+
+    int64_t sequence() const { return sequence_; }
+    int64_t first() const { return tile_ * attention_.tile_rows(); }
+
+  private:
+    const Attention &attention_;
+    int64_t sequence_ = 0, base_ = 0, tile_ = 0;
+};
+
+// One tile: up to `tile_rows` rows of one sequence and all heads that share a key head.
+template <typename Type>
+class TileAttention {
+    typedef typename Type::Element Element;
+
+  public:
+    TileAttention(const Attention &attention, int64_t sequence, int64_t head, int64_t first)
+        : a_(attention), sequence_(sequence), head_(head), first_(first) {
+        count_ = std::min(a_.tile_rows(), a_.rows_of(sequence) - first);
+        rows_ = count_ * a_.group();
+        length_ = a_.lengths ? a_.lengths[sequence] : a_.rows_of(sequence);
+        before_ = length_ - a_.rows_of(sequence) + first; // keys before the tile's first row
+        panels_ = (a_.width + PANEL - 1) / PANEL;
+    }
+
+    void run() {
+        take_memory();
+        gather_queries();
+        int64_t end = a_.causal ? before_ + count_ : length_;
+        int64_t begin = a_.window ? std::max<int64_t>(0, before_ + 1 - a_.window) : 0;
+        for (int64_t key = begin; key < end; key += KEYS) {
+            int64_t count = std::min<int64_t>(KEYS, end - key);
+            pack_keys(key, count);
+            pack_values(key, count);
+            score();
+            for (int64_t row = 0; row < rows_; row++) weigh(row, key, count);
+            gather_values(count);
+        }
+        write();
+    }
+
+  private:
+    void take_memory() {
+        static thread_local std::vector<Floats> memory;
+        int64_t element = sizeof(Element), lines = 0;
+        auto reserve = [&](int64_t bytes) {
+            int64_t at = lines;
+            lines += (bytes + 63) / 64;
+            return at;
+        };
+        int64_t depth = units_of<Type>(a_.width), pairs = units_of<Type>(KEYS);
+        int64_t queries = reserve(rows_ * a_.width * element), weights = reserve(rows_ * KEYS * element);
+        int64_t scores = reserve(rows_ * KEYS * 4), sums = reserve(rows_ * panels_ * PANEL * 4);
+        int64_t keys = reserve(2 * depth * 128), values = reserve(panels_ * pairs * 128);
+        int64_t most = reserve(rows_ * 4), total = reserve(rows_ * 4);
+        if ((int64_t)memory.size() < lines) memory.resize(lines);
+        queries_ = (Element *)&memory[queries];
+        weights_ = (Element *)&memory[weights];
+        scores_ = (float *)&memory[scores];
+        sums_ = (float *)&memory[sums];
+        keys_ = (Words *)&memory[keys];
+        values_ = (Words *)&memory[values];
+        most_ = (float *)&memory[most];
+        total_ = (float *)&memory[total];
+        std::fill(sums_, sums_ + rows_ * panels_ * PANEL, 0.0f);
+        std::fill(most_, most_ + rows_, -INFINITY);
+        std::fill(total_, total_ + rows_, 0.0f);
+    }
+
+    const Element *query(int64_t row) const {
+        int64_t at = a_.starts[sequence_] + first_ + row;
+        return (const Element *)a_.query + at * a_.query_stride + head_ * a_.group() * a_.width;
+    }
+
+    void gather_queries() {
+        int64_t bytes = a_.group() * a_.width * sizeof(Element);
+        for (int64_t row = 0; row < count_; row++) {
+            std::memcpy(queries_ + row * a_.group() * a_.width, query(row), bytes);
+        }
+    }
+
+    const Element *cached(const void *base, int64_t key) const {
+        int64_t slot = a_.starts[sequence_] + key;
+        if (a_.tables) {
+            const int64_t *table = a_.tables + sequence_ * a_.table_stride;
+            slot = table[key / a_.block_size] * a_.block_size + key % a_.block_size;
+        }
+        return (const Element *)base + slot * a_.key_stride + head_ * a_.width;
+    }
+
+    void pack_keys(int64_t first, int64_t count) {
+        const Element *rows[PANEL];
+        for (int64_t begin = 0; begin < KEYS; begin += PANEL) {
+            for (int64_t row = 0; row < PANEL; row++) {
+                rows[row] = begin + row < count ? cached(a_.key, first + begin + row) : nullptr;
+            }
+            pack_rows<Type>(rows, a_.width, keys_ + begin / PANEL * units_of<Type>(a_.width) * 2);
+        }
+    }
+
+    // Values are multiplied along keys: a word holds what PER_UNIT neighbouring keys have in one column.
+    void pack_values(int64_t first, int64_t count) {
+        static const Element zeros[4096] = {};
+        int64_t pairs = units_of<Type>(count);
+        for (int64_t pair = 0; pair < pairs; pair++) {
+            int64_t key = pair * Type::PER_UNIT;
+            const Element *low = cached(a_.value, first + key), *high = zeros;
+            if (Type::PER_UNIT == 2 && key + 1 < count) high = cached(a_.value, first + key + 1);
+            for (int64_t panel = 0; panel < panels_; panel++) {
+                uint32_t *words = (uint32_t *)(values_ + (panel * units_of<Type>(KEYS) + pair) * 2);
+                int64_t begin = panel * PANEL, width = std::min<int64_t>(PANEL, a_.width - begin);
+                if constexpr (Type::PER_UNIT == 1) {
+                    std::memcpy(words, low + begin, width * 4);
+                } else {
+                    for (int64_t c = 0; c < width; c++) {
+                        words[c] = (uint32_t)low[begin + c] | (uint32_t)high[begin + c] << 16;
+                    }
+                }
+                for (int64_t c = width; c < PANEL; c++) words[c] = 0;
+            }
+        }
+    }
+
+    void score() {
+        int64_t units = units_of<Type>(a_.width);
+        for (int panel = 0; panel < KEYS / PANEL; panel++) {
+            float *scores = scores_ + panel * PANEL;
+            multiply_panel<Type>(queries_, a_.width, rows_, keys_ + panel * units * 2, units, false,
+                                 [&](int64_t row, Floats low, Floats high) {
+                                     store_vector(scores + row * KEYS, low * a_.scale);
+                                     store_vector(scores + row * KEYS + LANES, high * a_.scale);
+                                 });
+        }
+    }
+
+    // Scores of one row to weights, relative to the greatest score so far.
+    void weigh(int64_t row, int64_t first, int64_t count) {
+        int64_t position = before_ + row / a_.group(); // the row's own key
+        int64_t end = a_.causal ? std::min(count, position + 1 - first) : count;
+        int64_t begin = a_.window ? std::max<int64_t>(0, position + 1 - a_.window - first) : 0;
+        const float *scores = scores_ + row * KEYS;
+        Element *weights = weights_ + row * KEYS;
+        Floats masked[KEYS / LANES], most = all(-INFINITY);
+        for (int part = 0; part < KEYS / LANES; part++) {
+            masked[part] = load_vector<Floats>(scores + part * LANES);
+            if (begin > part * LANES || end < (part + 1) * LANES) {
+                Ints key = lanes() + part * LANES;
+                masked[part] = select((key >= (int32_t)begin) & (key < (int32_t)end), masked[part], all(-INFINITY));
+            }
+            most = maximum(most, masked[part]);
+        }
+        float greatest = std::max(most_[row], largest(most));
+        if (greatest == -INFINITY) { // nothing to see yet
+            for (int part = 0; part < KEYS / LANES; part++) Type::store(weights + part * LANES, Floats{});
+            return;
+        }
+        Floats total = {};
+        for (int part = 0; part < KEYS / LANES; part++) {
+            Floats weight = exponential(masked[part] - greatest);
+            weight = select(masked[part] > all(-INFINITY), weight, Floats{});
+            total += weight;
+            Type::store(weights + part * LANES, weight);
+        }
+        float faded = most_[row] == -INFINITY ? 0.0f : std::exp(most_[row] - greatest);
+        total_[row] = total_[row] * faded + sum(total);
+        most_[row] = greatest;
+        if (faded != 1.0f) fade(row, faded);
+    }
+
+    static Ints lanes() {
+        Ints value;
+        for (int lane = 0; lane < LANES; lane++) value[lane] = lane;
+        return value;
+    }
+
+    void fade(int64_t row, float factor) {
+        float *sums = sums_ + row * panels_ * PANEL;
+        for (int64_t at = 0; at < panels_ * PANEL; at += LANES) {
+            store_vector(sums + at, load_vector<Floats>(sums + at) * factor);
+        }
+    }
+
+    void gather_values(int64_t count) {
+        for (int64_t panel = 0; panel < panels_; panel++) {
+            const Words *values = values_ + panel * units_of<Type>(KEYS) * 2;
+            multiply_panel<Type>(weights_, KEYS, rows_, values, units_of<Type>(count), false,
+                                 [&](int64_t row, Floats low, Floats high) {
+                                     float *sums = sums_ + (row * panels_ + panel) * PANEL;
+                                     store_vector(sums, load_vector<Floats>(sums) + low);
+                                     store_vector(sums + LANES, load_vector<Floats>(sums + LANES) + high);
+                                 });
+        }
+    }
+
+    void write() {
+        for (int64_t row = 0; row < rows_; row++) {
+            int64_t at = a_.starts[sequence_] + first_ + row / a_.group();
+            int64_t head = head_ * a_.group() + row % a_.group();
+            Element *output = (Element *)a_.output + at * a_.output_stride + head * a_.width;
+            const float *sums = sums_ + row * panels_ * PANEL;
+            float scale = total_[row] > 0 ? 1.0f / total_[row] : 0.0f;
+            int64_t whole = a_.width / LANES * LANES;
+            for (int64_t c = 0; c < whole; c += LANES) Type::store(output + c, load_vector<Floats>(sums + c) * scale);
+            for (int64_t c = whole; c < a_.width; c++) output[c] = Type::narrow(sums[c] * scale);
+        }
+    }
+
+    const Attention &a_;
+    int64_t sequence_, head_, first_, count_, rows_, length_, before_, panels_;
+    Element *queries_, *weights_;
+    float *scores_, *sums_, *most_, *total_;
+    Words *keys_, *values_;
+};
+
+} // namespace percept

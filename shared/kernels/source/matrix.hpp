@@ -1,0 +1,110 @@
+// Rows times a packed matrix: the inner loop of every linear layer and of attention.
+//
+// A packed matrix of shape (columns, depth) is cut into panels of 32 columns. A
+// panel is read from beginning to end: for each unit of depth (one float, or two
+// neighbouring bfloat16), 32 words, one per column. So a few rows run at the
+// speed of memory, and many rows at the speed of arithmetic.
+#pragma once
+
+#include "vector.hpp"
+
+namespace percept {
+
+constexpr int PANEL = 2 * LANES;
+constexpr int TILE_ROWS = 12; // 24 sums of 16 lanes, and the registers left hold weights
+constexpr int64_t AHEAD = 8192; // bytes; the processor's own prefetching stops at every 4 KiB
+
+template <typename Type>
+constexpr int64_t units_of(int64_t depth) { return (depth + Type::PER_UNIT - 1) / Type::PER_UNIT; }
+
+inline void prefetch(const void *address) { __builtin_prefetch(address, 0, 3); }
+
+// Sums of ROWS rows over all units of one panel, two vectors of each row. Not
+// inlined: the sums must stay in registers, whatever becomes of them afterwards.
+template <typename Type, int ROWS>
+__attribute__((noinline)) void multiply_tile(const typename Type::Element *rows, int64_t stride, const Words *panel,
+                                             int64_t units, const char *wanted, int64_t every, Floats *result) {
+    Floats sums[ROWS][2] = {};
+    const char *row[ROWS];
+    for (int r = 0; r < ROWS; r++) row[r] = (const char *)(rows + r * stride);
+    for (int64_t unit = 0; unit < units;) {
+        int64_t end = units;
+        if (wanted != nullptr) {
+            prefetch(wanted);
+            prefetch(wanted + 64);
+            wanted += 128;
+            end = unit + every < units ? unit + every : units;
+        }
+        for (; unit < end; unit++) {
+            Words first = load_vector<Words>(panel), second = load_vector<Words>(panel + 1);
+            panel += 2;
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; r++) {
+                uint32_t value;
+                std::memcpy(&value, row[r] + unit * 4, 4);
+                sums[r][0] = Type::multiply_add(sums[r][0], first, value);
+                sums[r][1] = Type::multiply_add(sums[r][1], second, value);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++) {
+        result[2 * r] = sums[r][0];
+        result[2 * r + 1] = sums[r][1];
+    }
+}
+
+// Calls `task.template operator()<ROWS>()` with the run-time count as a constant.
+template <int MOST, typename Task>
+inline void with_rows(int count, Task &&task) {
+    if constexpr (MOST > 1) {
+        if (count != MOST) return with_rows<MOST - 1>(count, task);
+    }
+    task.template operator()<MOST>();
+}
+
+// Multiplies any number of rows with one panel; `finish(row, sums of the row)` gets the two vectors of each row.
+//
+// A panel larger than the innermost cache comes from memory once, while the
+// first rows are computed; with more rows than a tile, the next panel is
+// fetched meanwhile.
+template <typename Type, typename Finish>
+inline void multiply_panel(const typename Type::Element *rows, int64_t stride, int64_t count, const Words *panel,
+                           int64_t units, bool streamed, Finish &&finish) {
+    int64_t passes = (count + TILE_ROWS - 1) / TILE_ROWS;
+    int64_t bytes = units * 2 * (int64_t)sizeof(Words);
+    for (int64_t pass = 0, first = 0; pass < passes; pass++) {
+        int tile = (int)((count - first + passes - pass - 1) / (passes - pass));
+        const char *wanted = nullptr;
+        if (streamed && passes > 1) wanted = (const char *)panel + bytes + bytes * pass / passes;
+        else if (streamed && count > 4) wanted = (const char *)panel + AHEAD;
+        with_rows<TILE_ROWS>(tile, [&]<int ROWS>() {
+            Floats sums[2 * ROWS];
+            multiply_tile<Type, ROWS>(rows + first * stride, stride, panel, units, wanted, passes, sums);
+            for (int r = 0; r < ROWS; r++) finish(first + r, sums[2 * r], sums[2 * r + 1]);
+        });
+        first += tile;
+    }
+}
+
+// Writes words of 32 rows of a row-major matrix as one panel; missing rows (nullptr) become zeros.
+template <typename Type>
+inline void pack_rows(const typename Type::Element *const *rows, int64_t depth, Words *panel) {
+    int64_t units = units_of<Type>(depth), whole = depth / Type::PER_UNIT;
+    uint32_t *words = (uint32_t *)panel;
+    for (int column = 0; column < PANEL; column++) {
+        if (rows[column] == nullptr) {
+            for (int64_t unit = 0; unit < units; unit++) words[unit * PANEL + column] = 0;
+            continue;
+        }
+        const char *row = (const char *)rows[column];
+        for (int64_t unit = 0; unit < whole; unit++) std::memcpy(words + unit * PANEL + column, row + unit * 4, 4);
+        if (whole < units) { // an odd last element, alone in its unit
+            uint32_t last = 0;
+            std::memcpy(&last, row + whole * 4, sizeof(typename Type::Element));
+            words[whole * PANEL + column] = last;
+        }
+    }
+}
+
+} // namespace percept

@@ -1,0 +1,107 @@
+// A team of threads that runs the same list of operations side by side.
+//
+// Knows threads, items of work and barriers. Does not know what an operation
+// does. Work is taken item by item from one counter: a thread that the system
+// has set aside holds nobody up, and a core shared with another process is used
+// as far as it goes.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace percept {
+
+inline void breathe() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Waits until `value` is no longer `old`: a short spin, then asleep.
+inline void await_change(const std::atomic<uint32_t> &value, uint32_t old, int spins) {
+    for (int spin = 0; spin < spins; spin++) {
+        if (value.load(std::memory_order_acquire) != old) return;
+        breathe();
+    }
+    while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+}
+
+class Team {
+  public:
+    static constexpr int BARRIER_SPINS = 4000;
+    static constexpr int IDLE_SPINS = 8000;
+
+    explicit Team(int size) : size_(size < 1 ? 1 : size) {
+        for (int index = 1; index < size_; index++) threads_.emplace_back([this, index] { serve(index); });
+    }
+
+    ~Team() {
+        closing_ = true;
+        announce();
+        for (std::thread &thread : threads_) thread.join();
+    }
+
+    int size() const { return size_; }
+
+    // Runs `job(thread index)` on every thread, the caller's included, and waits for all.
+    void run(const std::function<void(int)> &job) {
+        std::lock_guard<std::mutex> one_at_a_time(running_);
+        job_ = &job;
+        counter_.store(0, std::memory_order_relaxed);
+        announce();
+        job(0);
+        meet();
+    }
+
+    // The next `count` items of the present operation: the first of them.
+    int64_t take(int64_t count) { return counter_.fetch_add(count, std::memory_order_relaxed); }
+
+    // Waits for all threads; then the next operation begins with item 0.
+    void meet() {
+        uint32_t generation = generation_.load(std::memory_order_acquire);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == (uint32_t)size_) {
+            arrived_.store(0, std::memory_order_relaxed);
+            counter_.store(0, std::memory_order_relaxed);
+            generation_.store(generation + 1, std::memory_order_release);
+            generation_.notify_all();
+        } else {
+            await_change(generation_, generation, BARRIER_SPINS);
+        }
+    }
+
+  private:
+    void announce() {
+        job_number_.fetch_add(1, std::memory_order_release);
+        job_number_.notify_all();
+    }
+
+    void serve(int index) {
+        uint32_t seen = 0;
+        while (true) {
+            await_change(job_number_, seen, IDLE_SPINS);
+            seen++;
+            if (closing_) return;
+            (*job_)(index);
+            meet();
+        }
+    }
+
+    const int size_;
+    std::vector<std::thread> threads_;
+    std::mutex running_;
+    const std::function<void(int)> *job_ = nullptr;
+    std::atomic<bool> closing_{false};
+    alignas(64) std::atomic<uint32_t> job_number_{0};
+    alignas(64) std::atomic<uint32_t> generation_{0};
+    alignas(64) std::atomic<uint32_t> arrived_{0};
+    alignas(64) std::atomic<int64_t> counter_{0};
+};
+
+} // namespace percept

@@ -1,0 +1,157 @@
+// Sixteen floats at a time, and the element types of tensors.
+//
+// Knows numbers. Does not know tensors, threads or models. Written with the
+// compiler's own vector types, so that it runs wherever a compiler does; what a
+// processor can do better is chosen by the macros that -march=native sets.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace percept {
+
+constexpr int LANES = 16;
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+
+inline Floats all(float value) { return value - Floats{}; }
+
+template <typename Vector>
+inline Vector load_vector(const void *from) {
+    Vector value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+template <typename Vector>
+inline void store_vector(void *to, Vector value) { std::memcpy(to, &value, sizeof value); }
+
+inline Floats select(Ints condition, Floats yes, Floats no) {
+    return (Floats)((condition & (Ints)yes) | (~condition & (Ints)no));
+}
+
+inline float sum(Floats value) {
+    float total = 0;
+    for (int lane = 0; lane < LANES; lane++) total += value[lane];
+    return total;
+}
+
+inline float largest(Floats value) {
+    float most = value[0];
+    for (int lane = 1; lane < LANES; lane++) most = value[lane] > most ? value[lane] : most;
+    return most;
+}
+
+inline Floats maximum(Floats a, Floats b) { return select(a > b, a, b); }
+
+// e to the power of x, relative error about 1e-7: x = n ln 2 + r, a polynomial of r, n into the exponent.
+inline Floats exponential(Floats x) {
+    x = select(x < all(-87.0f), all(-87.0f), x);
+    x = select(x > all(88.0f), all(88.0f), x);
+    const float round = 12582912.0f; // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
+    Floats shifted = x * 1.44269504088896341f + round;
+    Floats whole = shifted - round;
+    Floats r = x - whole * 0.693359375f;
+    r = r + whole * 2.12194440e-4f;
+    Floats p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    Ints exponent = ((Ints)shifted - (Ints)all(round)) << 23;
+    return (Floats)((Ints)p + exponent);
+}
+
+// Error function, absolute error below 2e-7 (Abramowitz and Stegun, formula 7.1.26).
+inline Floats error_function(Floats x) {
+    Floats size = (Floats)((Ints)x & 0x7fffffff);
+    Floats t = 1.0f / (1.0f + 0.3275911f * size);
+    Floats p = all(1.061405429f);
+    p = p * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    Floats y = 1.0f - p * t * exponential(-size * size);
+    return (Floats)((Ints)y | ((Ints)x & (int32_t)0x80000000));
+}
+
+inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(-x)); }
+
+// Element types. A `Unit` is what one multiply-add step takes of a row: 32 bits.
+struct Float32 {
+    typedef float Element;
+    static constexpr int PER_UNIT = 1;
+
+    static Floats load(const Element *from) { return load_vector<Floats>(from); }
+    static void store(Element *to, Floats value) { store_vector(to, value); }
+    static float widen(Element value) { return value; }
+    static Element narrow(float value) { return value; }
+
+    // sum += weight * one unit of a row, for sixteen columns
+    static Floats multiply_add(Floats sum, Words weight, uint32_t unit) {
+        float value;
+        std::memcpy(&value, &unit, sizeof value);
+        return sum + (Floats)weight * value;
+    }
+};
+
+struct BFloat16 {
+    typedef uint16_t Element;
+    static constexpr int PER_UNIT = 2;
+
+    static float widen(Element value) {
+        uint32_t bits = (uint32_t)value << 16;
+        float wide;
+        std::memcpy(&wide, &bits, sizeof wide);
+        return wide;
+    }
+
+    static Element narrow(float value) {
+        uint32_t bits;
+        std::memcpy(&bits, &value, sizeof bits);
+        if ((bits & 0x7fffffff) > 0x7f800000) return (Element)(bits >> 16 | 0x40);
+        return (Element)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+
+    static Floats load(const Element *from) {
+#if defined(__AVX512F__)
+        return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
+#else
+        Floats wide;
+        for (int lane = 0; lane < LANES; lane++) wide[lane] = widen(from[lane]);
+        return wide;
+#endif
+    }
+
+    static void store(Element *to, Floats value) {
+#if defined(__AVX512BF16__)
+        _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh((__m512)value));
+#else
+        for (int lane = 0; lane < LANES; lane++) to[lane] = narrow(value[lane]);
+#endif
+    }
+
+    // Two products per column: a unit holds two neighbouring elements of a row, a word the same of a column.
+    static Floats multiply_add(Floats sum, Words weight, uint32_t unit) {
+#if defined(__AVX512BF16__)
+        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weight, (__m512bh)_mm512_set1_epi32((int)unit));
+#else
+        uint32_t bits[2] = {unit << 16, unit & 0xffff0000u};
+        float even, odd;
+        std::memcpy(&even, &bits[0], sizeof even);
+        std::memcpy(&odd, &bits[1], sizeof odd);
+        return sum + (Floats)(weight << 16) * even + (Floats)(weight & 0xffff0000u) * odd;
+#endif
+    }
+};
+
+} // namespace percept
