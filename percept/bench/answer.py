@@ -111,6 +111,13 @@ class AnswerReader:
         count = (self.usage or {}).get(field)
         return count if isinstance(count, int) else None
 
+    @property
+    def cached_tokens(self) -> int | None:
+        """Prompt tokens that the server found in a cache, or None where it does not say."""
+        details = (self.usage or {}).get("prompt_tokens_details")
+        count = details.get("cached_tokens") if isinstance(details, dict) else None
+        return count if isinstance(count, int) else None
+
 
 def _refusal(body: bytes) -> str:
     try:

@@ -45,6 +45,7 @@ class Asker:
             delta_times_s=[round(each - self._start, 6) for each in reader.delta_times],
             input_tokens=reader.tokens("prompt_tokens"),
             output_tokens=reader.tokens("completion_tokens"),
+            cached_tokens=reader.cached_tokens,
             finish_reason=reader.finish_reason,
             status=reader.status or None,
             error=reader.verdict(broken),

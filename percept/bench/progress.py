@@ -15,7 +15,7 @@ from rich.progress import Progress as Bars
 from percept.bench.run import Progress
 
 # Each drawing takes CPU that the server could use.
-REFRESHES_PER_SECOND = 2
+REFRESHES_PER_SECOND = 1
 LINE_EVERY_S = 10.0
 
 
@@ -33,7 +33,7 @@ class RunProgress:
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
-            auto_refresh=False,
+            refresh_per_second=REFRESHES_PER_SECOND,
         )
         self._task = self._bars.add_task("", what="", total=None)
 
@@ -64,7 +64,6 @@ class RunProgress:
                 total=progress.total,
                 what=in_words(progress),
             )
-            self._bars.refresh()
         else:
             self._console.print(f"{progress.phase} {in_words(progress)}".rstrip())
 

@@ -27,6 +27,8 @@ class RequestRecord:
             that arrived in one read of the socket have the same time.
         input_tokens: of the prompt, counted by the server; None where it did not say.
         output_tokens: of the answer, counted by the server; None where it did not say.
+        cached_tokens: of the prompt, those that the server did not have to compute; None where it
+            did not say.
         finish_reason: the server's.
         status: of HTTP; None where there was no answer.
         error: what went wrong, or None.
@@ -40,6 +42,7 @@ class RequestRecord:
     delta_times_s: list[float] = field(default_factory=list)
     input_tokens: int | None = None
     output_tokens: int | None = None
+    cached_tokens: int | None = None
     finish_reason: str | None = None
     status: int | None = None
     error: str | None = None

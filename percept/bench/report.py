@@ -34,7 +34,7 @@ def run_report(result: RunResult, summary: Summary) -> RenderableType:
     overall = summary.overall
     lines = [
         f"{escape(result.name)} at {escape(result.url)}",
-        describe_workload(result.workload),
+        f"{describe_workload(result.workload)}; seed {result.workload.seed}",
         f"{describe_load(result.load)}; {result.duration_s:.1f} s",
         "",
         f"[bold]{overall.answered}[/] answered, {_failures(overall)}",
@@ -81,9 +81,9 @@ def _failures(group: GroupSummary) -> str:
 def _tokens_lines(group: GroupSummary) -> list[str]:
     if group.input_tokens is None or group.output_tokens is None:
         return []
-    return [
-        f"{group.input_tokens.mean:.0f} tokens in (counted, mean), {group.output_tokens.mean:.0f} tokens out"
-    ]
+    cached = group.cached_tokens.mean if group.cached_tokens else 0
+    hint = f", {cached:.0f} of them cached" if cached >= 1 else ""
+    return [f"mean: {group.input_tokens.mean:.0f} tokens in{hint}, {group.output_tokens.mean:.0f} out"]
 
 
 def _goodput_lines(summary: Summary) -> list[str]:

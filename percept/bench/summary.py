@@ -21,6 +21,9 @@ LATE_MS = 10.0
 # Errors that differ in a request's id alone are one kind of error.
 _IDS = re.compile(r"\b(?=\w*\d)[\da-fA-F]{8,}(?:-[\da-fA-F]+)*\b")
 
+CACHED_SHARE = 0.25
+"""More of a prompt than this is no chat template: what should be fresh has been asked before."""
+
 BUSY_SHARE = 0.5
 """A generator that takes more of a core than this measures itself."""
 
@@ -84,6 +87,7 @@ class GroupSummary:
         total_tokens_per_s: tokens of prompts and answers per second of the run.
         input_tokens: of prompts, as the server counted; None where it did not.
         output_tokens: of answers.
+        cached_tokens: of prompts, those that the server found in a cache; None where it did not say.
         ttft_ms: time to the first token.
         tpot_ms: time per output token after the first, one value for each request.
         itl_ms: gaps between deltas with text, of all requests together.
@@ -99,6 +103,7 @@ class GroupSummary:
     total_tokens_per_s: float
     input_tokens: Distribution | None
     output_tokens: Distribution | None
+    cached_tokens: Distribution | None
     ttft_ms: Distribution | None
     tpot_ms: Distribution | None
     itl_ms: Distribution | None
@@ -148,6 +153,7 @@ def _summarise_group(records: Sequence[RequestRecord], duration_s: float, slo: S
         total_tokens_per_s=_rate(output_tokens + input_tokens, duration_s),
         input_tokens=Distribution.of(each.input_tokens for each in good if each.input_tokens is not None),
         output_tokens=Distribution.of(each.token_count for each in good),
+        cached_tokens=Distribution.of(each.cached_tokens for each in good if each.cached_tokens is not None),
         ttft_ms=Distribution.of((each.ttft_s for each in good if each.ttft_s is not None), 1000),
         tpot_ms=Distribution.of((each.tpot_s for each in good if each.tpot_s is not None), 1000),
         itl_ms=Distribution.of((gap for each in good for gap in each.itl_s), 1000),
@@ -170,11 +176,16 @@ def _warnings(result: RunResult) -> list[str]:
     good = [record for record in result.records if record.error is None]
     uncounted = sum(record.output_tokens is None for record in good)
     other = sum(record.token_count != result.workload.output_tokens for record in good) - uncounted
+    cached = _cached_share(good)
+    shape = result.workload
+    fresh = not shape.repeated_prefix_tokens and not (shape.images and shape.repeated_images)
     cost = result.generator
     found = {
         f"interrupted: {result.unfinished} requests were under way and count nowhere": result.interrupted,
         f"{uncounted} answers came without token counts: each delta was taken for one token": uncounted > 0,
         f"{other} answers were not of {result.workload.output_tokens} tokens": other > 0,
+        f"the server had {cached:.0%} of all prompt tokens cached, of prompts that should be fresh: has it "
+        f"been asked with the seed {shape.seed} before?": fresh and cached > CACHED_SHARE,
         f"the generator fell behind: p99 of sends {cost.send_lag_p99_ms:.0f} ms late, worst "
         f"{cost.send_lag_max_ms:.0f} ms (latencies count from the time drawn)": cost.send_lag_p99_ms
         > LATE_MS,
@@ -182,3 +193,8 @@ def _warnings(result: RunResult) -> list[str]:
         "the times": cost.cpu_share > BUSY_SHARE,
     }
     return [text for text, holds in found.items() if holds]
+
+
+def _cached_share(records: Sequence[RequestRecord]) -> float:
+    prompt = sum(record.input_tokens or 0 for record in records)
+    return sum(record.cached_tokens or 0 for record in records) / prompt if prompt else 0.0

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import random
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -29,6 +30,11 @@ DEFAULT_REQUESTS = 100
 
 def _flag(name: str, help_text: str, **more: Any) -> Any:
     return typer.Option(name, help=help_text, **more)
+
+
+def _new_seed() -> int:
+    """Prompts and pictures that no run has sent before, and no cache holds."""
+    return random.SystemRandom().randrange(2**31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +85,8 @@ class ServeOptions:
     text_first: Annotated[bool, _flag("--text-first", "Text before the pictures.")] = False
     seed: Annotated[
         int,
-        _flag("--seed", "Of prompts, pictures and arrivals. Another one misses all caches."),
-    ] = 0
+        _flag("--seed", "Of prompts, pictures and arrivals.", show_default="a new one each time"),
+    ] = field(default_factory=_new_seed)
     ignore_eos: Annotated[
         bool,
         _flag("--ignore-eos/--no-ignore-eos", "Ask for exactly --output-tokens; some servers refuse."),
@@ -167,12 +173,12 @@ def as_command(run: Callable[[Options], None], options: type[Options]) -> Callab
     hints = typing.get_type_hints(options, include_extras=True)
     parameters = [
         inspect.Parameter(
-            field.name,
+            each.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=hints[field.name],
+            default=each.default if each.default_factory is MISSING else each.default_factory(),
+            annotation=hints[each.name],
         )
-        for field in fields(options)  # type: ignore[arg-type]
+        for each in fields(options)  # type: ignore[arg-type]
     ]
     command.__signature__ = inspect.Signature(parameters, return_annotation=None)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

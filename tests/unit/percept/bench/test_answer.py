@@ -61,6 +61,13 @@ def test_usage_may_come_with_the_last_chunk_and_done_may_be_missing() -> None:
     reader = read(chunk("a"), chunk("b", "stop", usage={"completion_tokens": 2}))
     assert reader.verdict() is None
     assert reader.tokens("completion_tokens") == 2
+    assert reader.cached_tokens is None
+
+
+def test_cached_tokens_are_taken_where_they_are_given() -> None:
+    usage = {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}
+    assert read(chunk("a", "stop", usage=usage)).cached_tokens == 4
+    assert read(chunk("a", "stop", usage={"prompt_tokens_details": None})).cached_tokens is None
 
 
 @pytest.mark.parametrize(

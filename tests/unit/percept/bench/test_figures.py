@@ -165,6 +165,7 @@ def test_errors_that_differ_in_an_id_alone_are_one_kind() -> None:
     [
         (run(record(output_tokens=4)), "1 answers were not of 5 tokens"),
         (run(record(output_tokens=None)), "without token counts"),
+        (run(record(cached_tokens=16)), "80% of all prompt tokens cached"),
         (run(record(), interrupted=True, unfinished=3), "3 requests were under way"),
         (run(record(), generator=replace(QUIET, send_lag_p99_ms=50.0)), "fell behind"),
         (run(record(), generator=replace(QUIET, cpu_s=9.0)), "90% of a core"),
@@ -173,6 +174,12 @@ def test_errors_that_differ_in_an_id_alone_are_one_kind() -> None:
 def test_what_a_reader_must_know_is_said(result: RunResult, words: str) -> None:
     (warning,) = summarise(result).warnings
     assert words in warning
+
+
+@pytest.mark.parametrize("given", [{"repeated_prefix_tokens": 64}, {"images": 1, "repeated_images": 1}])
+def test_cached_prompts_are_no_surprise_where_they_were_asked_for(given: dict[str, Any]) -> None:
+    asked = Workload(output_tokens=5, **given)
+    assert summarise(run(record(cached_tokens=16), workload=asked)).warnings == []
 
 
 def test_a_clean_run_has_no_warnings() -> None:
