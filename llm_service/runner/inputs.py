@@ -7,13 +7,15 @@ media or how tokens are chosen.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from llm_service.engine.batch import ScheduledBatch, ScheduledSequence
 from llm_service.runner.attention.context import StepShape
-from llm_service.runner.static_buffer import StaticBuffer
+from llm_service.runner.static_buffer import Fence, StaticBuffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class InputBuffers:
         device: torch.device,
     ) -> None:
         self._block_size = block_size
+        self._axes = axes
+        self._fence = Fence(device)
         self._token_ids = StaticBuffer((max_tokens,), torch.int64, device)
         self._positions = StaticBuffer((axes, max_tokens), torch.int64, device)
         self._slots = StaticBuffer((max_tokens,), torch.int64, device)
@@ -69,20 +73,25 @@ class InputBuffers:
 
     def fill(self, batch: ScheduledBatch) -> StepInputs:
         """Flattens a batch of at least one item."""
+        # A step of which no token is read may still be under way.
+        self._fence.wait()
         items, decode_count = _ordered(batch)
         rows = self._fill_rows(items)
         total = rows[-1] + items[-1].count
+        positions = self._positions.part(self._axes, total)
         for row, item in zip(rows, items, strict=True):
-            self._fill_tokens(row, item)
-        return StepInputs(
+            self._fill_tokens(row, item, positions)
+        step = StepInputs(
             items=items,
             rows=rows,
             token_ids=self._token_ids.publish(slice(total)),
-            positions=self._positions.publish(slice(None), slice(total)),
+            positions=self._positions.publish_part(self._axes, total),
             shape=self._shape(items, decode_count, total),
             fresh_blocks=self._fresh_blocks(items),
             sampled=self._sampled_rows(items, rows),
         )
+        self._fence.record()
+        return step
 
     def _fill_rows(self, items: list[ScheduledSequence]) -> list[int]:
         counts = [item.count for item in items]
@@ -93,36 +102,37 @@ class InputBuffers:
         rows: list[int] = starts[: len(items)].tolist()
         return rows
 
-    def _fill_tokens(self, row: int, item: ScheduledSequence) -> None:
+    def _fill_tokens(self, row: int, item: ScheduledSequence, positions: npt.NDArray[Any]) -> None:
         sequence, start, count = item.sequence, item.start, item.count
         table = sequence.block_table
         if count == 1 and start >= sequence.prompt_length:
             # Decoding is nearly every item of nearly every step: no slices, no arrays.
             self._token_ids.array[row] = sequence.token_ids[start]
-            self._positions.array[:, row] = sequence.next_position + (start - sequence.prompt_length)
+            positions[:, row] = sequence.next_position + (start - sequence.prompt_length)
             block, offset = divmod(start, self._block_size)
             self._slots.array[row] = table[block] * self._block_size + offset
             return
         rows = slice(row, row + count)
         self._token_ids.array[rows] = sequence.token_ids[start : start + count]
-        self._positions.array[:, rows] = sequence.positions_of(start, count)
+        positions[:, rows] = sequence.positions_of(start, count)
         index = np.arange(start, start + count)
         blocks = np.asarray(table, dtype=np.int64)[index // self._block_size]
         self._slots.array[rows] = blocks * self._block_size + index % self._block_size
 
     def _shape(self, items: list[ScheduledSequence], decode_count: int, total: int) -> StepShape:
         widths = [-(-(item.start + item.count) // self._block_size) for item in items]
-        tables = self._tables.array
+        widest = max(widths)
+        tables = self._tables.part(len(items), widest)
         for index, (item, width) in enumerate(zip(items, widths, strict=True)):
             table = item.sequence.block_table
             tables[index, :width] = table[:width]
-            tables[index, width : max(widths)] = table[0]
+            tables[index, width:] = table[0]
         return StepShape(
             starts=[item.start for item in items],
             counts=[item.count for item in items],
             decode_count=decode_count,
             slots=self._slots.publish(slice(total)),
-            block_tables=self._tables.publish(slice(len(items)), slice(max(widths))),
+            block_tables=self._tables.publish_part(len(items), widest),
             query_starts=self._query_starts.publish(slice(len(items) + 1)),
             lengths=self._lengths.publish(slice(len(items))),
         )

@@ -8,6 +8,7 @@ allocate, and does not know who uses the blocks.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -32,14 +33,15 @@ def count_blocks(
     settings: EngineSettings,
     dtype: torch.dtype,
     device: torch.device,
-    profile: Callable[[], None],
+    profile: Callable[[], int | None],
 ) -> int:
     """Blocks that the budget holds.
 
     Args:
         profile: runs the largest forward that a step may have; called only
             where the device's memory is measured, to see the peak of
-            activations beside the weights.
+            activations beside the weights. Returns the bytes that recorded
+            steps will keep besides.
 
     Raises:
         InvalidRequestError: the size that was asked for is more than the memory
@@ -59,7 +61,9 @@ def count_blocks(
     return fitting
 
 
-def _budget(settings: EngineSettings, least: int, device: torch.device, profile: Callable[[], None]) -> int:
+def _budget(
+    settings: EngineSettings, least: int, device: torch.device, profile: Callable[[], int | None]
+) -> int:
     """Bytes for the pool; `least` holds one sequence."""
     on_cuda = device.type == "cuda"
     if settings.kv_cache_gib is None and on_cuda:
@@ -76,14 +80,16 @@ def _budget(settings: EngineSettings, least: int, device: torch.device, profile:
     return wanted
 
 
-def _measure_cuda(utilization: float, device: torch.device, profile: Callable[[], None]) -> int:
+def _measure_cuda(utilization: float, device: torch.device, profile: Callable[[], int | None]) -> int:
     """Bytes that the share `utilization` of the device leaves beside all else and a step's activations."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    profile()
+    kept = profile() or 0
     torch.cuda.synchronize(device)
     activations = torch.cuda.max_memory_allocated(device) - before
+    # Recordings and their runner hang on each other.
+    gc.collect()
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
-    return int(total * utilization) - (total - free) - activations
+    return int(total * utilization) - (total - free) - activations - kept

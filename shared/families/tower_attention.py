@@ -77,9 +77,9 @@ def segment_attention(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
         assert attention_mask is None, "the modeling code built a mask for segments"
-        rows = [states[0].transpose(0, 1) for states in (query, key, value)]
+        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        output = kernel(*rows, cu_seq_lens_q.to(torch.int32), int(max_length_q), factor)
+        output = kernel(query, key, value, cu_seq_lens_q.to(torch.int32), int(max_length_q), factor)
         return output.unsqueeze(0), None
 
     return attend

@@ -35,7 +35,7 @@ class FlashStep:
         self._cache = cache
         self._query_starts = shape.query_starts
         self._key_starts = torch.nn.functional.pad(shape.lengths.cumsum(0, dtype=torch.int32), (1, 0))
-        self._block_tables = shape.block_tables.to(torch.int32)
+        self._block_tables = shape.block_tables.to(torch.int32).contiguous()
         self._longest_query = max(shape.counts)
         self._longest_key = max(map(int.__add__, shape.starts, shape.counts))
 

@@ -14,6 +14,7 @@ import torch
 
 from llm_service.engine.messages import SamplingSettings
 from llm_service.engine.sequence import Sequence
+from llm_service.runner.transfer import to_device
 
 _LEAST_FACTOR = 1e-6
 
@@ -60,12 +61,12 @@ class Cells:
 
     def index(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Row and column indices of the cells on the logits' device."""
-        index = torch.tensor([self.rows, self.ids], dtype=torch.int64).to(logits.device)
+        index = to_device([self.rows, self.ids], torch.int64, logits.device)
         return index[0], index[1]
 
     def values(self, logits: torch.Tensor) -> torch.Tensor:
         """The numbers on the logits' device."""
-        return torch.tensor(self.numbers, dtype=logits.dtype).to(logits.device)
+        return to_device(self.numbers, logits.dtype, logits.device)
 
 
 class Adjustments:
@@ -92,7 +93,7 @@ class Adjustments:
             if settings.logit_bias:
                 known = {token: value for token, value in settings.logit_bias.items() if 0 <= token < width}
                 bias.add(row, known, known.values())
-            if _has_penalty(settings):
+            if has_penalty(settings):
                 self._add_penalties(row, sequence, repetition, subtract)
             if stop_ids := sequence.masked_token_ids:
                 masked.add(row, (token for token in stop_ids if 0 <= token < width), ())
@@ -115,7 +116,8 @@ class Adjustments:
             subtract.add(row, seen.output, amounts)
 
 
-def _has_penalty(settings: SamplingSettings) -> bool:
+def has_penalty(settings: SamplingSettings) -> bool:
+    """Whether what a sequence holds changes its logits."""
     return bool(settings.repetition_penalty != 1.0 or settings.frequency_penalty or settings.presence_penalty)
 
 

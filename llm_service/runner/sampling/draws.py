@@ -16,6 +16,10 @@ import torch
 from llm_service.engine.messages import SamplingSettings
 from llm_service.engine.sequence import Sequence
 from llm_service.runner.sampling.truncation import truncate
+from llm_service.runner.transfer import to_device
+
+_LEAST_TEMPERATURE = 1e-30
+"""Lower ones would be zero in float32."""
 
 
 class Draws:
@@ -51,14 +55,14 @@ class Draws:
 def _scale(logits: torch.Tensor, settings: list[SamplingSettings]) -> None:
     """Subtracts each row's greatest before dividing, so that a tiny temperature cannot overflow."""
     logits -= logits.amax(dim=1, keepdim=True)
-    temperatures = torch.tensor([each.temperature for each in settings], dtype=torch.float64)
-    logits /= temperatures.clamp_(min=1e-30).to(logits)[:, None]
+    temperatures = [max(each.temperature, _LEAST_TEMPERATURE) for each in settings]
+    logits /= to_device(temperatures, logits.dtype, logits.device)[:, None]
 
 
 def _invert(cumulative: torch.Tensor, numbers: list[float]) -> torch.Tensor:
     """First token of each row whose running weight exceeds the number's share of the total."""
     total = cumulative[:, -1:]
-    share = torch.tensor(numbers, dtype=torch.float64)[:, None].to(total) * total
+    share = to_device(numbers, total.dtype, total.device)[:, None] * total
     # Rounding may lift the share to the total itself, beyond the last token.
     share = torch.minimum(share, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, share, right=True)[:, 0]

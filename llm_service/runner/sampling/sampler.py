@@ -12,8 +12,9 @@ import torch
 
 from llm_service.engine.batch import SampledToken
 from llm_service.engine.sequence import Sequence
-from llm_service.runner.sampling.adjustments import Adjustments
+from llm_service.runner.sampling.adjustments import Adjustments, has_penalty
 from llm_service.runner.sampling.draws import Draws
+from llm_service.runner.transfer import to_device
 
 NOT_FINITE = "the model's logits are not finite"
 
@@ -42,32 +43,51 @@ class Sampler:
         """
         raw = _raw_rows(logits, sequences)
         self._adjustments.apply(logits, sequences)
-        chosen = logits.argmax(dim=1, keepdim=True)
-        finite = logits.gather(1, chosen).isfinite()[:, 0].tolist()
-        ids: list[int] = chosen[:, 0].tolist()
-        self._replace_random(logits, sequences, finite, ids)
-        tokens = [
-            SampledToken(sequence.sequence_id, token)
-            if sound
-            else SampledToken(sequence.sequence_id, -1, failure=NOT_FINITE)
-            for sequence, token, sound in zip(sequences, ids, finite, strict=True)
-        ]
+        ids = greedy_ids(logits)
+        self._replace_random(logits, sequences, ids)
+        # The one place where the host waits for the step.
+        tokens = sampled_tokens(sequences, ids.tolist())
         if raw is not None:
             _report(tokens, sequences, raw)
         return tokens
 
-    def _replace_random(
-        self, logits: torch.Tensor, sequences: Rows[Sequence], finite: list[bool], ids: list[int]
-    ) -> None:
+    def _replace_random(self, logits: torch.Tensor, sequences: Rows[Sequence], ids: torch.Tensor) -> None:
         """Draws for the rows with a temperature and writes over their greedy choice in `ids`."""
-        rows = [
-            row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0 and finite[row]
-        ]
+        rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
         if rows:
-            part = logits[torch.tensor(rows, device=logits.device)]
-            drawn = self._draws.draw(part, [sequences[row] for row in rows]).tolist()
-            for row, token in zip(rows, drawn, strict=True):
-                ids[row] = token
+            index = to_device(rows, torch.int64, logits.device)
+            drawn = self._draws.draw(logits[index], [sequences[row] for row in rows])
+            # What is drawn in a row without a finite logit means nothing.
+            ids[index] = torch.where(ids[index] < 0, ids[index], drawn)
+
+
+def is_plain(sequence: Sequence) -> bool:
+    """Whether the next token is the likeliest one, with nothing to adjust or to report."""
+    settings = sequence.sampling
+    return (
+        settings.temperature <= 0
+        and settings.top_logprobs is None
+        and not settings.logit_bias
+        and not has_penalty(settings)
+        and not sequence.masked_token_ids
+    )
+
+
+def greedy_ids(logits: torch.Tensor) -> torch.Tensor:
+    """The likeliest token of each row, int64 (rows,); -1 where the greatest logit is not finite."""
+    chosen = logits.argmax(dim=1, keepdim=True)
+    finite = logits.gather(1, chosen).isfinite()
+    return torch.where(finite, chosen, -1)[:, 0]
+
+
+def sampled_tokens(sequences: Rows[Sequence], ids: list[int]) -> list[SampledToken]:
+    """The result of each row; a negative id is a failure."""
+    return [
+        SampledToken(sequence.sequence_id, token)
+        if token >= 0
+        else SampledToken(sequence.sequence_id, -1, failure=NOT_FINITE)
+        for sequence, token in zip(sequences, ids, strict=True)
+    ]
 
 
 def _reported(sequences: Rows[Sequence]) -> list[int]:
@@ -79,14 +99,14 @@ def _raw_rows(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor |
     rows = _reported(sequences)
     if not rows:
         return None
-    return torch.log_softmax(logits[torch.tensor(rows, device=logits.device)], dim=1)
+    return torch.log_softmax(logits[to_device(rows, torch.int64, logits.device)], dim=1)
 
 
 def _report(tokens: list[SampledToken], sequences: Rows[Sequence], raw: torch.Tensor) -> None:
     """Puts log probabilities into the tokens whose sequences ask for them."""
     rows = _reported(sequences)
     counts = [sequences[row].sampling.top_logprobs or 0 for row in rows]
-    chosen = torch.tensor([max(tokens[row].token_id, 0) for row in rows], device=raw.device)
+    chosen = to_device([max(tokens[row].token_id, 0) for row in rows], torch.int64, raw.device)
     logprobs = raw.gather(1, chosen[:, None])[:, 0].tolist()
     values, ids = (part.tolist() for part in raw.topk(min(max(counts), raw.shape[1])))
     for index, row in enumerate(rows):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from llm_service.engine.messages import SamplingSettings
+from llm_service.runner.transfer import to_device
 
 CANDIDATES = 256
 """Likeliest tokens that are sorted first for top-p; the mass is rarely spread wider."""
@@ -29,9 +30,9 @@ def truncate(logits: torch.Tensor, settings: Sequence[SamplingSettings]) -> None
     floors = [math.log(each.min_p) if each.min_p > 0 else -math.inf for each in settings]
     if not limited and max(floors) == -math.inf:
         return
-    lowest = torch.tensor(floors, dtype=logits.dtype, device=logits.device)
+    lowest = to_device(floors, logits.dtype, logits.device)
     if limited:
-        rows = torch.tensor(limited, device=logits.device)
+        rows = to_device(limited, torch.int64, logits.device)
         kept = _lowest_kept(logits[rows], [settings[row] for row in limited])
         lowest[rows] = torch.maximum(lowest[rows], kept)
     logits.masked_fill_(logits < lowest[:, None], -math.inf)
@@ -51,7 +52,7 @@ def _lowest_kept(logits: torch.Tensor, settings: list[SamplingSettings]) -> torc
     if all(each.top_p >= 1.0 for each in settings):
         return kth
     total = logits.exp().masked_fill_(logits < kth[:, None], 0).sum(dim=1)
-    mass = torch.tensor([each.top_p for each in settings], dtype=total.dtype, device=total.device) * total
+    mass = to_device([each.top_p for each in settings], total.dtype, total.device) * total
     while width < vocabulary_size and not _covers(values, kth, mass):
         width = min(vocabulary_size, width * 16)
         values = logits.topk(width).values
@@ -60,13 +61,17 @@ def _lowest_kept(logits: torch.Tensor, settings: list[SamplingSettings]) -> torc
 
 def _kth(values: torch.Tensor, counts: list[int]) -> torch.Tensor:
     """The top_k-th greatest value of each row; minus infinity where there is no top-k."""
-    count = torch.tensor(counts, device=values.device)
+    count = to_device(counts, torch.int64, values.device)
     kth = values.gather(1, (count - 1).clamp(min=0)[:, None])[:, 0]
     return kth.masked_fill(count == 0, -math.inf)
 
 
 def _covers(values: torch.Tensor, kth: torch.Tensor, mass: torch.Tensor) -> bool:
-    """Whether the sorted values hold the mass of each row, or all that top-k keeps."""
+    """Whether the sorted values hold the mass of each row, or all that top-k keeps.
+
+    The host reads the answer, so a step with top-p waits for the device twice:
+    sorting the whole vocabulary, to be sure, takes longer than that.
+    """
     last = values[:, -1]
     enough = (values.exp().sum(dim=1) >= mass) | (last < kth) | (last == -math.inf)
     return bool(enough.all())
@@ -79,5 +84,5 @@ def _nucleus(values: torch.Tensor, mass: torch.Tensor, settings: list[SamplingSe
     inside = before < mass[:, None]
     inside[:, 0] = True
     lowest = values.masked_fill(~inside, math.inf).amin(dim=1)
-    whole = torch.tensor([each.top_p >= 1.0 for each in settings], device=values.device)
+    whole = to_device([each.top_p >= 1.0 for each in settings], torch.bool, values.device)
     return lowest.masked_fill(whole, -math.inf)
