@@ -16,6 +16,7 @@ from percept.bench.run import Progress
 
 # Each drawing takes CPU that the server could use.
 REFRESHES_PER_SECOND = 1
+LOOK_EVERY_S = 0.2
 LINE_EVERY_S = 10.0
 
 
@@ -51,7 +52,7 @@ class RunProgress:
     def show(self, progress: Progress) -> None:
         """Shows a phase at once, and what happens in it not more often than people can read."""
         now = time.monotonic()
-        every = 1 / REFRESHES_PER_SECOND if self._console.is_terminal else LINE_EVERY_S
+        every = LOOK_EVERY_S if self._console.is_terminal else LINE_EVERY_S
         begins = progress.phase != self._phase
         if not begins and now - self._shown_at < every:
             return

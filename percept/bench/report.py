@@ -46,7 +46,7 @@ def run_report(result: RunResult, summary: Summary) -> RenderableType:
     parts += [Text.from_markup(line) for line in _tokens_lines(overall)]
     parts.append(_latencies(summary))
     parts += [Text.from_markup(line) for line in (*_goodput_lines(summary), _own_cost(result))]
-    parts += [Text(f"error, {count} times: {text}", style="red") for text, count in _first_errors(overall)]
+    parts += [Text(f"error, {count} x {text}", style="red") for text, count in _first_errors(overall)]
     parts += [Text(f"Note: {text}.", style="yellow") for text in summary.warnings]
     return Group(*parts)
 
@@ -117,10 +117,11 @@ def _first_errors(group: GroupSummary) -> list[tuple[str, int]]:
 
 def _latencies(summary: Summary) -> Table:
     """Latencies in rows: of all, or of each kind where there are two."""
-    table = Table("ms", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("ms", no_wrap=True)
     for column in COLUMNS:
-        table.add_column(column, justify="right")
-    table.add_column("")
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     groups: dict[str, GroupSummary] = {"": summary.overall}
     if len(summary.by_kind) > 1:
         groups |= {f" {kind}": group for kind, group in summary.by_kind.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from percept.bench.checks import require
@@ -18,8 +18,8 @@ from percept.bench.workload import Kind
 LATE_MS = 10.0
 """An open loop whose sends are later than this, at p99, did not send what was drawn."""
 
-# Errors that differ in a request's id alone are one kind of error.
-_IDS = re.compile(r"\b(?=\w*\d)[\da-fA-F]{8,}(?:-[\da-fA-F]+)*\b")
+# What differs between errors of one kind: counts and ids.
+_NUMBERS = re.compile(r"\b(?=[\da-fA-F-]*\d)[\da-fA-F-]+\b")
 
 CACHED_SHARE = 0.25
 """More of a prompt than this is no chat template: what should be fresh has been asked before."""
@@ -93,7 +93,8 @@ class GroupSummary:
         itl_ms: gaps between deltas with text, of all requests together.
         e2e_ms: time to the end of the answer.
         goodput: what kept the SLO; None where there is none.
-        errors: how often each failure happened, most frequent first.
+        errors: how often each failure happened, most frequent first. Texts that differ in numbers or
+            ids alone are one failure, and the first of them stands for all.
     """
 
     answered: int
@@ -144,7 +145,6 @@ def _summarise_group(records: Sequence[RequestRecord], duration_s: float, slo: S
     good = [record for record in records if record.error is None]
     output_tokens = sum(record.token_count for record in good)
     input_tokens = sum(record.input_tokens or 0 for record in good)
-    errors = Counter(_IDS.sub("<id>", record.error) for record in records if record.error is not None)
     return GroupSummary(
         answered=len(good),
         failed=len(records) - len(good),
@@ -159,8 +159,19 @@ def _summarise_group(records: Sequence[RequestRecord], duration_s: float, slo: S
         itl_ms=Distribution.of((gap for each in good for gap in each.itl_s), 1000),
         e2e_ms=Distribution.of((each.e2e_s for each in good), 1000),
         goodput=None if slo is None else _goodput(records, duration_s, slo),
-        errors=dict(errors.most_common()),
+        errors=count_errors(records),
     )
+
+
+def count_errors(records: Iterable[RequestRecord]) -> dict[str, int]:
+    """How often each kind of error happened, by the first text of its kind."""
+    first: dict[tuple[int | None, str], str] = {}
+    counts = Counter(
+        first.setdefault((record.status, _NUMBERS.sub("#", record.error)), record.error)
+        for record in records
+        if record.error is not None
+    )
+    return dict(counts.most_common())
 
 
 def _rate(count: int, duration_s: float) -> float:

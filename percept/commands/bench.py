@@ -7,6 +7,8 @@ package `percept.bench` knows.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -68,6 +70,8 @@ def serve(options: ServeOptions) -> None:
     with _mistakes_in_one_line("serve"):
         if options.plots is not None:
             check_plots_possible()
+        if options.json is not None:
+            _check_writable(options.json)
         slo = options.to_slo()
         result = _measure(options)
         summary = summarise(result, slo)
@@ -82,6 +86,17 @@ def serve(options: ServeOptions) -> None:
         raise SystemExit(130)
     if not summary.overall.answered:
         raise SystemExit(1)
+
+
+def _check_writable(path: Path) -> None:
+    """Refuses before anything is measured.
+
+    Raises:
+        OSError: the file cannot be written there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "cannot be written", str(path))
 
 
 def _measure(options: ServeOptions) -> RunResult:

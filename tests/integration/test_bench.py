@@ -329,6 +329,22 @@ async def test_mistakes_are_one_line_and_status_2(flags: list[str], words: str) 
     assert words in errors and errors.count("\n") == 1
 
 
+async def test_a_file_that_cannot_be_written_is_said_before_the_run(
+    server: StreamingServer, tmp_path: Path
+) -> None:
+    status, output, errors = await bench("serve", "--url", server.url, "--json", str(tmp_path))
+    assert (status, output) == (1, "")
+    assert "cannot be written" in errors
+    assert server.bodies == []
+
+
+async def test_every_option_is_explained() -> None:
+    status, output, _ = await bench("serve", "--help")
+    assert status == 0
+    for flag in ("--url", "--rate", "--image-share", "--repeated-images", "--slo", "--json", "--plots"):
+        assert flag in output
+
+
 async def test_an_interrupt_prints_what_there_is(tmp_path: Path) -> None:
     path = tmp_path / "part.json"
     async with streaming(lambda n, body: Script(first_s=0 if n < 6 else 60)) as server:

@@ -154,10 +154,22 @@ def test_kinds_are_told_apart() -> None:
     assert (text.p99, image.p99) == (pytest.approx(500), pytest.approx(2000))
 
 
-def test_errors_that_differ_in_an_id_alone_are_one_kind() -> None:
-    texts = ["HTTP 500: error 3f2a99b07c11", "HTTP 500: error 88aa01b2c3d4", "HTTP 429: full"]
+def test_errors_that_differ_in_numbers_alone_are_one_kind() -> None:
+    texts = [
+        "HTTP 429: full",
+        "the server closed the connection, 3 deltas",
+        "HTTP 500: error 3f2a99b07c11",
+        "HTTP 500: error 88aa01b2-c3d4",
+        "the server closed the connection, 17 deltas",
+        "HTTP 500: error 3f2a99b07c11",
+    ]
     errors = summarise(run(*(record(error=text) for text in texts))).overall.errors
-    assert errors == {"HTTP 500: error <id>": 2, "HTTP 429: full": 1}
+    assert list(errors.items()) == [(texts[2], 3), (texts[1], 2), (texts[0], 1)]
+
+
+def test_errors_of_other_status_are_of_another_kind() -> None:
+    records = [record(error=f"HTTP {status}: no", status=status) for status in (500, 503)]
+    assert summarise(run(*records)).overall.errors == {"HTTP 500: no": 1, "HTTP 503: no": 1}
 
 
 @pytest.mark.parametrize(
