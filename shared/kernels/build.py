@@ -78,7 +78,7 @@ def build_early() -> None:
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept: `percept` under the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
+    """Where compiled code is kept: `percept` under XDG_CACHE_HOME, which is ~/.cache where it is not set."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "percept"
 

@@ -7,7 +7,9 @@ program computes.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from weakref import finalize
 
 from shared.kernels.operation import AttentionPlan, Operation
@@ -34,10 +36,11 @@ class Library:
         """Starts `threads` - 1 threads; the caller of a program is the last."""
         return Team(self._library, threads)
 
-    def _declare(self, name: str, arguments: list[type], result: type | None) -> ctypes._CFuncPtr:
-        function: ctypes._CFuncPtr = getattr(self._library, name)
-        function.argtypes, function.restype = arguments, result  # type: ignore[assignment]
-        return function
+    def _declare(self, name: str, arguments: list[Any], result: type | None) -> Callable[..., Any]:
+        function = getattr(self._library, name)
+        function.argtypes, function.restype = arguments, result
+        declared: Callable[..., Any] = function
+        return declared
 
 
 class Team:

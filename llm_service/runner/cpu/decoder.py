@@ -6,9 +6,12 @@ not know how sequences are scheduled or how the cache is shared out.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from llm_service.runner.attention.context import AttentionContext, StepShape
+from llm_service.runner.attention.registration import CONTEXT_KEYWORD
 from llm_service.runner.cpu.weights import DecoderWeights, LayerWeights
 from llm_service.runner.kv_cache import KvCache
 from shared.families.base import KvLayout
@@ -57,22 +60,21 @@ class CpuDecoder:
         return rows
 
     @torch.inference_mode()
-    def forward(
-        self, inputs_embeds: torch.Tensor, positions: torch.Tensor, *, attention_context: AttentionContext
-    ) -> torch.Tensor:
+    def forward(self, inputs_embeds: torch.Tensor, positions: torch.Tensor, **attention: Any) -> torch.Tensor:
         """Runs all layers on (tokens, hidden) with positions (axes, tokens); see `LanguageModel`.
 
         The result is overwritten by the next call.
         """
-        assert attention_context.shape is not None, "the step's shape is missing"
+        context = attention[CONTEXT_KEYWORD]
+        assert isinstance(context, AttentionContext) and context.shape is not None, "the step's shape is missing"
         count = len(inputs_embeds)
         self._hidden[:count].copy_(inputs_embeds)
-        if attention_context.cache is not self._cache or self._layers is None:
-            self._cache = attention_context.cache
+        if context.cache is not self._cache or self._layers is None:
+            self._cache = context.cache
             self._layers = self._write_program(self._cache)
         self._tokens.value = count
-        self._sequences.value = len(attention_context.shape.counts)
-        self._layers.bind(positions, attention_context.shape)
+        self._sequences.value = len(context.shape.counts)
+        self._layers.bind(positions, context.shape)
         self._layers.program.run()
         return self._normed[:count]
 
@@ -123,6 +125,7 @@ class _Layers:
         self._fed = hidden.new_zeros(rows, weights.layers[0].down.depth)
         self._cosines = torch.zeros(rows, heads.width // 2)
         self._sines = torch.zeros_like(self._cosines)
+        self._bound: tuple[int, ...] = ()
         self._plans: list[AttentionPlan] = []
         self._rotations: list[Operation] = []
         self._angles = program.angles(
@@ -142,9 +145,10 @@ class _Layers:
             tensor.data_ptr() for tensor in (shape.slots, shape.query_starts, shape.lengths)
         )
         tables, stride = shape.block_tables.data_ptr(), shape.block_tables.stride(0)
-        if self._plans[0].tables == tables and self._plans[0].starts == starts:
-            if self._rotations[0].slots == slots and self._plans[0].lengths == lengths:
-                return
+        bound = (slots, starts, lengths, tables, stride)
+        if bound == self._bound:
+            return
+        self._bound = bound
         for plan, rotation in zip(self._plans, self._rotations, strict=True):
             rotation.slots = slots
             plan.starts, plan.lengths, plan.tables, plan.table_stride = starts, lengths, tables, stride

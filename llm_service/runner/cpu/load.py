@@ -20,6 +20,8 @@ from shared.kernels.library import Library
 
 logger = logging.getLogger(__name__)
 
+_DEFAULT_THREADS = torch.get_num_threads()
+
 
 def to_cpu_kernels(model: LanguageModel, settings: EngineSettings, device: torch.device) -> CpuDecoder | None:
     """The same model on our kernels, its weights moved there; None where torch is to compute."""
@@ -35,5 +37,7 @@ def to_cpu_kernels(model: LanguageModel, settings: EngineSettings, device: torch
     except (BuildError, OSError) as error:
         logger.warning("torch computes, which is slower: %s", error)
         return None
-    team = library.make_team(settings.threads or torch.get_num_threads())
+    team = library.make_team(settings.threads or _DEFAULT_THREADS)
+    # Torch's threads wait for work by spinning, on the cores that the team needs.
+    torch.set_num_threads(1)
     return CpuDecoder(take_weights(model, team), model.kv_layout, team, settings.max_num_batched_tokens)

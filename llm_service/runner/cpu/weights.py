@@ -101,9 +101,9 @@ def take_weights(decoder: Decoder, team: Team) -> DecoderWeights:
     layers = list(_layers(model, team))
     tied = decoder.module.lm_head.weight is model.embed_tokens.weight
     head = pack_matrix(team, decoder.module.lm_head.weight)
-    decoder.module.lm_head.weight = None
+    del decoder.module.lm_head.weight
     embedding = None if tied else model.embed_tokens.weight.data
-    model.embed_tokens.weight = None
+    del model.embed_tokens.weight
     return DecoderWeights(
         layers=layers,
         norm=model.norm.weight.data,
@@ -129,7 +129,8 @@ def _layers(model: Any, team: Team) -> Iterator[LayerWeights]:
 def _pack_layer(layer: Any, team: Team) -> LayerWeights:
     attention, feed = layer.self_attn, layer.mlp
     states = [attention.q_proj, attention.k_proj, attention.v_proj]
-    window = getattr(attention, "sliding_window", None)
+    # Mistral's layers have no window of their own: the configuration's holds for all.
+    window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
     return LayerWeights(
         input_norm=layer.input_layernorm.weight.data,
         states=pack_matrix(team, torch.cat([part.weight.data for part in states])),
