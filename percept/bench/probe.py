@@ -58,13 +58,20 @@ async def measure_scale(asker: Asker, target: Target, seed: int) -> TextScale:
         record = await asker.ask(_probe(target, seed, word_count))
         # A probe may stop at once, and has then nothing to say: its prompt was counted all the same.
         if record.error is not None and record.input_tokens is None:
-            raise BenchError(f"the first request failed. {record.error}")
+            raise BenchError(f"the first request failed. {record.error}{_advice(target, record.status)}")
         counts.append(record.input_tokens)
     short, longer = counts
     if short is None or longer is None or longer <= short:
         return TextScale()
     per_word = (longer - short) / (PROBE_WORDS[1] - PROBE_WORDS[0])
     return TextScale(template_tokens=max(0.0, short - per_word * PROBE_WORDS[0]), tokens_per_word=per_word)
+
+
+def _advice(target: Target, status: int | None) -> str:
+    """What may help against a refusal of fields that OpenAI does not know."""
+    beyond = target.ignore_eos or target.stream_usage
+    refused = status in (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY)
+    return " (A strict server may need --no-ignore-eos or --no-stream-usage.)" if beyond and refused else ""
 
 
 def _probe(target: Target, seed: int, word_count: int) -> Prepared:
