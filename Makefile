@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 PROTO_SOURCES := $(shell find protos -name '*.proto' | sort)
 ARGS ?=
 
-.PHONY: help install up test check format protos percept-tiny eval-tiny bench-memory docs clean
+.PHONY: help install up test check format protos percept-tiny eval-tiny bench-memory bench bench-peers docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,12 @@ eval-tiny: $(STAMP) ## Measure the bundled model's accuracy through the gateway
 
 bench-memory: $(STAMP) ## Measure the resident memory of encoder and LLM apart
 	$(BIN)/python -m benchmarks.memory $(ARGS)
+
+bench: $(STAMP) ## Measure Percept beside its peers on this machine (a short run: make bench ARGS=--quick)
+	@exec $(BIN)/python -m benchmarks.suite $(ARGS)
+
+bench-peers: $(STAMP) ## Install the peers that `make bench` compares with, each in its own environment
+	$(BIN)/python -m benchmarks.peers.install $(ARGS)
 
 docs: $(STAMP) ## Write docs/configuration.md from the settings again
 	$(BIN)/python -m percept.configuration_page docs/configuration.md

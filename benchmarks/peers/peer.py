@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from benchmarks.peers.process_tree import ProcessTree
 from benchmarks.suite.cases import WARM_UP, Case
 from benchmarks.suite.figures import Figures
-from percept.bench import Target, run_load, summarise
+from percept.bench import BenchError, Target, run_load, summarise
 
 POLL_SECONDS = 0.2
 REPORT_SECONDS = 10.0
@@ -155,7 +155,10 @@ class ServerSession:
         """See `Session.measure`."""
         if self.tree.exit_code is not None:
             raise PeerError(f"{self._target.name} has ended:\n{self.tree.tail()}")
-        result = asyncio.run(run_load(self._target, case.workload, case.load))
+        try:
+            result = asyncio.run(run_load(self._target, case.workload, case.load))
+        except BenchError as error:
+            raise PeerError(f"{self._target.name}, {case.name}: {error}\n{self.tree.tail()}") from error
         return Figures.of(summarise(result))
 
 

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.suite`."""
+
+from benchmarks.suite.command import main
+
+raise SystemExit(main())
