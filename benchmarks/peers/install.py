@@ -96,7 +96,11 @@ def _python(environment: Path, *arguments: str) -> None:
 
 
 def _packages(environment: Path) -> Path:
-    asked = [environment / "bin" / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    asked = [
+        str(environment / "bin" / "python"),
+        "-c",
+        "import sysconfig; print(sysconfig.get_path('purelib'))",
+    ]
     return Path(subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip())
 
 
@@ -107,7 +111,7 @@ def _fetch_allocator(folder: Path) -> None:
         try:
             subprocess.run(["apt-get", "download", ALLOCATOR], cwd=scratch, check=True, timeout=300)
             for package in Path(scratch).glob("*.deb"):
-                subprocess.run(["dpkg", "-x", package, folder], check=True, timeout=60)
+                subprocess.run(["dpkg", "-x", str(package), str(folder)], check=True, timeout=60)
         except (OSError, subprocess.SubprocessError) as error:
             print(f"{ALLOCATOR} could not be fetched ({error}): vLLM will be slower", file=sys.stderr)
 

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,11 +129,7 @@ class ServerPeer(ABC):
             variables=self.variables(place),
             cores=place.cores,
         )
-        try:
-            tree.__enter__()
-        except OSError as error:
-            raise PeerError(f"{self.name} cannot be started: {error}") from error
-        with tree:
+        with started(self.name, tree):
             wait_until_ready(self.name, f"http://127.0.0.1:{port}/health", tree, self.start_seconds)
             session = ServerSession(self.target(port, place), tree)
             self.settle(session)
@@ -160,6 +156,23 @@ class ServerSession:
         except BenchError as error:
             raise PeerError(f"{self._target.name}, {case.name}: {error}\n{self.tree.tail()}") from error
         return Figures.of(summarise(result))
+
+
+@contextmanager
+def started(name: str, tree: ProcessTree) -> Iterator[None]:
+    """Runs a tree inside the block.
+
+    Raises:
+        PeerError: its command is not there.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(tree)
+        except OSError as error:
+            raise PeerError(
+                f"{name} cannot be started ({error}). Is it installed? make bench-peers"
+            ) from error
+        yield
 
 
 def free_port() -> int:

@@ -63,6 +63,7 @@ class ProcessTree:
         self._seen: set[psutil.Process] = set()
 
     def __enter__(self) -> Self:
+        assert self._root is None, "started twice"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as log, pinned(self._cores):
             self._root = subprocess.Popen(

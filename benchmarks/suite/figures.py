@@ -22,7 +22,8 @@ class Figures:
         ttft_ms: time to the first token.
         ttft_p99_ms: the same of the slowest in a hundred.
         tpot_ms: time per output token after the first.
-        text_ttft_p99_ms: time to the first token of requests without pictures, slowest in a hundred.
+        text_ttft_p99_ms: time to the first token of requests without pictures in a mix with others,
+            slowest in a hundred.
         input_tokens: of a prompt, as the server counted.
         answered: requests that succeeded.
         failed: requests that did not.
@@ -43,7 +44,8 @@ class Figures:
     @classmethod
     def of(cls, summary: Summary) -> Self:
         """Takes what the suite compares from a run's summary."""
-        overall, text = summary.overall, summary.by_kind.get("text")
+        overall = summary.overall
+        text = summary.by_kind.get("text") if len(summary.by_kind) > 1 else None
         return cls(
             requests_per_s=overall.requests_per_s,
             output_tokens_per_s=overall.output_tokens_per_s,

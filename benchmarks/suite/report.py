@@ -25,25 +25,18 @@ MIXED_FIGURE = "text_ttft_p99_ms"
 
 def markdown(results: Results, judged: Sequence[Judged]) -> str:
     """The whole report."""
-    parts = [
-        "# Benchmark",
-        _machine(results),
-        "## Bars",
-        bar_table(judged),
-        "## Limits of this machine",
-        _limits(results),
-        "## Figures",
-        "Median over the rounds (smallest to largest).",
-        figure_table(results),
-        "## Ratios",
-        "Paired by round: the median of the rounds' ratios (smallest to largest).",
-        ratio_table(results),
-    ]
-    if results.troubles:
-        parts += ["## Not measured", *(f"- {text}" for text in results.troubles)]
-    if warnings := sorted(set(_warnings(results))):
-        parts += ["## Warnings", "\n".join(f"- {text}" for text in warnings)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    sections = {
+        "# Benchmark": _machine(results),
+        "## Bars": bar_table(judged),
+        "## Limits of this machine": _limits(results),
+        "## Figures\n\nMedian over the rounds (smallest to largest).": figure_table(results),
+        "## Ratios\n\nPaired by round: the median of the rounds' ratios (smallest to largest).": ratio_table(
+            results
+        ),
+        "## Not measured": "\n".join(_item(text) for text in results.troubles),
+        "## Warnings": "\n".join(_item(text) for text in sorted(set(_warnings(results)))),
+    }
+    return "\n\n".join(f"{head}\n\n{text}" for head, text in sections.items() if text) + "\n"
 
 
 def bar_table(judged: Sequence[Judged]) -> str:
@@ -72,7 +65,7 @@ def figure_table(results: Results) -> str:
                 shown = [show(value, count) for value, count in zip(values, digits, strict=True)]
                 rows.append((case, peer, *shown, show(results.spread(peer, case, MIXED_FIGURE), 0)))
     names = (name for name, _ in FIGURES.values())
-    return _table(("case", "peer", *names, "TTFT p99 of text ms"), rows)
+    return _table(("case", "peer", *names, "TTFT p99 of text ms"), rows) if rows else ""
 
 
 def ratio_table(results: Results) -> str:
@@ -105,7 +98,7 @@ def _machine(results: Results) -> str:
 
 
 def _limits(results: Results) -> str:
-    limits = [(name, f"{value:.2f}") for name, value in results.limits.items()]
+    limits = [(name, f"{value:.3g}") for name, value in results.limits.items()]
     floors = [(f"floor: {name}", f"{value:.1f}") for name, value in results.floors.items()]
     return _table(("limit", "value"), [*limits, *floors]) if limits else ""
 
@@ -114,6 +107,11 @@ def _warnings(results: Results) -> Iterable[str]:
     for each in results.measurements:
         for warning in each.figures.warnings:
             yield f"{each.peer}, {each.case}, round {each.round_index + 1}: {warning}"
+
+
+def _item(text: str) -> str:
+    """One item of a list, however many lines it has."""
+    return "- " + text.strip().replace("\n", "\n  ")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
