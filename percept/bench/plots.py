@@ -5,6 +5,7 @@ Knows matplotlib, which is imported when something is drawn. Does not compute fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +27,10 @@ LATENCY_FIELDS = {
     "whole answer": "e2e_s",
 }
 COMPARED = ("output tokens/s", "TTFT p50 ms", "TTFT p99 ms", "TPOT p50 ms", "E2E p50 ms", "E2E p99 ms")
-BINS = 60
+STRETCHES = 60
+"""Of which a plot over time has at most so many."""
+
+LEAST_STRETCH_S = 0.25
 MARKERS: dict[Kind, str] = {"text": "o", "image": "^"}
 LINES: dict[Kind, str] = {"text": "-", "image": "--"}
 
@@ -76,13 +80,21 @@ def draw_comparison(folder: Path, summaries: dict[str, Summary]) -> list[Path]:
     rows = {name: figures(summary) for name, summary in summaries.items()}
     for axis, compared in zip(axes, COMPARED, strict=True):
         for place, (name, row) in enumerate(rows.items()):
-            bars = axis.bar(place, row.get(compared) or 0, color=f"C{place}", label=name)
-            axis.bar_label(bars, fmt="%.3g", fontsize=8)
+            value = row.get(compared)
+            bars = axis.bar(place, value or 0, color=f"C{place}", label=name)
+            axis.bar_label(bars, [in_few_digits(value)], fontsize=8)
         axis.set_title(compared, fontsize=9)
         axis.set_xticks([])
         axis.margins(y=0.15)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(rows))
     return _save(figure, folder, "compare")
+
+
+def in_few_digits(value: float | None) -> str:
+    """A figure with about three digits that count."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _figure(columns: int, width: float) -> tuple[Figure, Sequence[Axes]]:
@@ -115,7 +127,7 @@ def _latency_cdf(runs: dict[str, RunResult]) -> Figure:
         axis.set(title=title, xlabel="ms", ylim=(0, 1))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("share of requests")
-    axes[0].legend()
+    _explain(axes[0])
     return figure
 
 
@@ -127,10 +139,18 @@ def _by_kind(result: RunResult) -> dict[Kind, list[RequestRecord]]:
     return found
 
 
+def _explain(axis: Axes) -> None:
+    """A legend, where anything was drawn: a run may have answered nothing."""
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        axis.legend(handles, labels)
+
+
 def _draw_cdf(axis: Axes, seconds: Sequence[float | None], name: str, style: str) -> None:
     values = sorted(value * 1000 for value in seconds if value is not None)
     shares = [(place + 1) / len(values) for place in range(len(values))]
-    axis.step(values, shares, style, where="post", label=name)
+    # Up from nothing at the smallest.
+    axis.step(values[:1] + values, [0.0, *shares] if values else [], style, where="post", label=name)
 
 
 def _ttft_over_time(runs: dict[str, RunResult]) -> Figure:
@@ -145,35 +165,36 @@ def _ttft_over_time(runs: dict[str, RunResult]) -> Figure:
     axis.set(title="time to first token", xlabel="due, s after the start", ylabel="ms")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
-    axis.legend(*axis.get_legend_handles_labels())
+    _explain(axis)
     return figure
 
 
 def _tokens_over_time(runs: dict[str, RunResult]) -> Figure:
     figure, (axis,) = _figure(1, 9)
+    longest = max(result.duration_s for result in runs.values())
+    width_s = max(longest / STRETCHES, LEAST_STRETCH_S)
     for name, result in runs.items():
-        times, rates = token_rates(result)
+        times, rates = token_rates(result, width_s)
         axis.step(times, rates, where="post", label=name)
     axis.set(title="output tokens per second", xlabel="s after the start", ylabel="tokens/s")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
-    axis.legend()
+    _explain(axis)
     return figure
 
 
-def token_rates(result: RunResult, bins: int = BINS) -> tuple[list[float], list[float]]:
-    """Output tokens per second in equal stretches of a run.
+def token_rates(result: RunResult, width_s: float) -> tuple[list[float], list[float]]:
+    """Output tokens per second in stretches of `width_s` seconds.
 
     An answer's tokens are spread evenly over its deltas.
 
     Returns:
         Where each stretch begins, in seconds, and its rate. One more point ends the last.
     """
-    width = (result.duration_s or 1.0) / bins
-    counts = [0.0] * bins
+    counts = [0.0] * max(1, math.ceil(result.duration_s / width_s))
     for record in _good(result):
         weight = record.token_count / len(record.delta_times_s)
         for time in record.delta_times_s:
-            counts[min(bins - 1, int(time / width))] += weight
-    rates = [count / width for count in counts]
-    return [place * width for place in range(bins + 1)], [*rates, rates[-1]]
+            counts[min(len(counts) - 1, int(time / width_s))] += weight
+    rates = [count / width_s for count in counts]
+    return [place * width_s for place in range(len(counts) + 1)], [*rates, rates[-1]]

@@ -137,13 +137,13 @@ def _cells(values: Distribution | None) -> list[str]:
 
 
 def compare_report(names: Sequence[str], summaries: Sequence[Summary]) -> Table:
-    """Runs side by side, each figure with its ratio to the first run's."""
+    """Runs side by side, each figure with its ratio to that of the first run."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
     for place, name in enumerate(names):
         table.add_column(escape(name), justify="right")
         if place:
-            table.add_column(f"/ {escape(names[0])}", justify="right")
+            table.add_column("ratio", justify="right")
     rows = [figures(summary) for summary in summaries]
     for figure in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(figure) for row in rows]
@@ -161,7 +161,7 @@ def _compared(values: Sequence[float | None]) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.2f}"
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
 
 
 def figures(summary: Summary) -> dict[str, float | None]:
@@ -177,7 +177,7 @@ def _group_figures(prefix: str, group: GroupSummary) -> dict[str, float | None]:
     found: dict[str, Any] = {
         "requests/s": group.requests_per_s,
         "output tokens/s": group.output_tokens_per_s,
-        "failed": float(group.failed),
+        "failed": group.failed,
     }
     for field, (short, _) in LATENCIES.items():
         for column in ("p50", "p99"):

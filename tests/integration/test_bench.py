@@ -301,14 +301,16 @@ async def test_the_command_measures_writes_and_draws(server: StreamingServer, tm
         found.append(str(json_path))
     status, output, errors = await bench("compare", *found, "--plots", str(tmp_path / "both"))
     assert status == 0, errors
-    assert "one" in output and "/ one" in output and "TTFT p99 ms" in output
+    assert "one" in output and "ratio" in output and "TTFT p99 ms" in output
     assert (tmp_path / "both" / "compare.svg").stat().st_size > 1000
 
 
-async def test_a_server_that_answers_nothing_is_status_1() -> None:
+async def test_a_server_that_answers_nothing_is_status_1(tmp_path: Path) -> None:
     async with streaming(Script(status=500, text="broken")) as server:
-        status, output, _ = await bench("serve", "--url", server.url, "--requests", "3", "--no-calibrate")
+        flags = ["--url", server.url, "--requests", "3", "--no-calibrate", "--plots", str(tmp_path)]
+        status, output, errors = await bench("serve", *flags)
     assert status == 1
+    assert "Warning" not in errors
     assert "3 failed" in output and "HTTP 500: broken" in output
 
 

@@ -18,6 +18,7 @@ from percept.bench import (
     percentile,
     summarise,
 )
+from percept.bench.plots import in_few_digits, token_rates
 from shared.errors import InvalidRequestError
 
 QUIET = GeneratorCost(
@@ -207,3 +208,17 @@ def test_nothing_answered_has_no_latencies() -> None:
 def test_a_limit_that_nothing_can_keep_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="ttft_ms"):
         Slo(ttft_ms=0)
+
+
+def test_tokens_over_time_are_spread_over_the_deltas() -> None:
+    """Six tokens in three deltas at 1.5, 1.7 and 2.3 s: two tokens each."""
+    times, rates = token_rates(run(record(output_tokens=6), duration_s=2.4), width_s=0.5)
+    assert times == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5])
+    assert rates == pytest.approx([0, 0, 0, 8, 4, 4])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "-"), (0.98543, "0.985"), (29.33, "29.3"), (1512.7, "1,513")]
+)
+def test_figures_above_bars_are_short(value: float | None, text: str) -> None:
+    assert in_few_digits(value) == text
