@@ -30,6 +30,10 @@ T = TypeVar("T")
 MAX_ITEM_SETTINGS_LENGTH = 4096
 MAX_REQUEST_ID_LENGTH = 128
 
+_SHORT_BYTES = 4096
+_SHORT_TOKENS = 2048
+"""A request and a prompt up to these are worked on where they are: another thread costs more than they do."""
+
 _MODALITIES: Mapping[int, Modality] = {
     media_pb2.MODALITY_IMAGE: "image",
     media_pb2.MODALITY_VIDEO: "video",
@@ -109,7 +113,8 @@ class PromptBuilder:
                 lambda count: check_length(count, max_model_len, at_least=True),
             )
 
-        token_ids = await self.in_thread(tokenize)
+        short = request.ByteSize() <= _SHORT_BYTES
+        token_ids = tokenize() if short else await self.in_thread(tokenize)
         check_length(len(token_ids), max_model_len)
         self._check_tokens(token_ids, items)
         return Prompt(token_ids, items)
@@ -156,9 +161,12 @@ class PromptBuilder:
             InvalidRequestError: placeholders and media differ.
         """
         keys = [item.key for item in prompt.items]
-        return await self.in_thread(
-            lambda: LaidOutPrompt.of(self._layout.expand(prompt.token_ids, media), keys)
-        )
+
+        def expand() -> LaidOutPrompt:
+            return LaidOutPrompt.of(self._layout.expand(prompt.token_ids, media), keys)
+
+        short = not media and len(prompt.token_ids) <= _SHORT_TOKENS
+        return expand() if short else await self.in_thread(expand)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Runs work that would hold up the event loop."""
