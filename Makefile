@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 PROTO_SOURCES := $(shell find protos -name '*.proto' | sort)
 ARGS ?=
 
-.PHONY: help install up test check format protos percept-tiny eval-tiny bench-memory bench bench-peers docs clean
+.PHONY: help install up test check format protos percept-tiny eval-tiny bench-memory bench bench-peers bench-gpu gpu-wheels docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,14 @@ bench: $(STAMP) ## Measure Percept beside its peers on this machine (a short run
 
 bench-peers: $(STAMP) ## Install the peers that `make bench` compares with, each in its own environment
 	$(BIN)/python -m benchmarks.peers.install $(ARGS)
+
+bench-gpu: ## Test and measure on a CUDA GPU, ten minutes (ARGS='--smoke' runs tiny sizes on the CPU)
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) -m benchmarks.gpu $(ARGS)
+
+gpu-wheels: ## Fetch what a GPU machine without network lacks beside torch and transformers
+	$(BIN)/python -m pip download --dest .gpu-wheels --only-binary=:all: --python-version 3.12 \
+		--platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 \
+		-r benchmarks/gpu/wheels.txt
 
 docs: $(STAMP) ## Write docs/configuration.md from the settings again
 	$(BIN)/python -m percept.configuration_page docs/configuration.md

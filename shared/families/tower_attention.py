@@ -1,4 +1,4 @@
-"""Attention of encoder towers on CUDA: all pictures of a batch, or all windows of them, in one call.
+"""Encoder towers on CUDA: attention of all pictures of a batch, or all windows of them, in one call.
 
 transformers cuts a batch by picture and calls attention once for each, unless
 the attention's name says "flash": then the modeling code hands over where each
@@ -13,12 +13,50 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional
 
 TOWER_ATTENTION = "percept_flash_segments"
 """Contains "flash" on purpose; see above."""
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, float], torch.Tensor]
 """Takes (rows, heads, head_dim) query, key and value, the segments' starts, the longest, the scaling."""
+
+
+class PatchProduct(nn.Module):
+    """A patch embedding as the matrix product that it is.
+
+    Kernel and stride are the patch itself, so every output is one row times the
+    weight; convolution libraries may take a far slower way.
+    """
+
+    def __init__(self, convolution: nn.Conv3d) -> None:
+        super().__init__()
+        self.weight = convolution.weight
+        self.bias = convolution.bias
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """(patches, channels, time, height, width) to (patches, features)."""
+        return functional.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
+
+
+def prepare_tower(module: nn.Module, config: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Fits a built Qwen tower to its device; on the CPU it stays as it is.
+
+    Args:
+        module: with its weights.
+        config: see `use_segments`.
+    """
+    use_segments(config, device, dtype)
+    if device.type == "cuda":
+        multiply_patches(module)
+
+
+def multiply_patches(module: Any) -> None:
+    """Puts a `PatchProduct` in the place of the tower's convolution."""
+    convolution = module.patch_embed.proj
+    assert convolution.kernel_size == convolution.stride, "patches overlap"
+    module.patch_embed.proj = PatchProduct(convolution)
 
 
 def use_segments(config: Any, device: torch.device, dtype: torch.dtype) -> bool:

@@ -76,6 +76,19 @@ def test_towers_call_it_once_for_a_batch(
         torch.testing.assert_close(item["image_embeds"], reference["image_embeds"], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
+def test_patches_as_a_product_are_the_convolution(
+    model_type: str, tiny_checkpoint: Callable[[str], Path]
+) -> None:
+    family = load_family(find_checkpoint(str(tiny_checkpoint(model_type))))
+    features = family.preprocessor().preprocess_image(Image.new("RGB", (84, 56), (9, 200, 30)), {})
+    tower = family.tower(torch.device("cpu"), torch.float32)
+    (expected,) = tower.encode([features])
+    tower_attention.multiply_patches(tower._module)  # type: ignore[attr-defined]
+    (output,) = tower.encode([features])
+    torch.testing.assert_close(output["image_embeds"], expected["image_embeds"], atol=1e-5, rtol=1e-5)
+
+
 def test_the_cpu_keeps_a_call_per_picture() -> None:
     config = type("Config", (), {"_attn_implementation": "sdpa"})()
     assert not use_segments(config, torch.device("cpu"), torch.float32)
