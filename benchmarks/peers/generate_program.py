@@ -36,12 +36,14 @@ class Model:
 
     def __init__(self, checkpoint: str) -> None:
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        import transformers
 
-        loaded = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.bfloat16)
+        loaded = transformers.AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.bfloat16)
         self._model: Any = loaded.eval()
-        self._processor: Any = AutoProcessor.from_pretrained(checkpoint)
-        self._processor.tokenizer.padding_side = "left"
+        self._config: Any = loaded.config
+        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(checkpoint, padding_side="left")
+        # The family's whole processor would want torchvision, for videos.
+        self._pictures: Any = transformers.Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
         self.template_tokens = len(self._encode([[{"role": "user", "content": ""}]])["input_ids"][0])
 
     def answer(self, conversations: list[list[dict[str, Any]]], output_tokens: int) -> tuple[BatchTimes, int]:
@@ -65,13 +67,24 @@ class Model:
             )
         return BatchTimes(stamps[0], time.perf_counter() - started), inputs["input_ids"].shape[1]
 
-    def _encode(self, conversations: list[list[dict[str, Any]]]) -> Any:
-        texts = [
-            self._processor.apply_chat_template(each, tokenize=False, add_generation_prompt=True)
-            for each in conversations
-        ]
+    def _encode(self, conversations: list[list[dict[str, Any]]]) -> dict[str, Any]:
         pictures = [_picture(part) for each in conversations for part in _picture_parts(each)]
-        return self._processor(text=texts, images=pictures or None, padding=True, return_tensors="pt")
+        features = dict(self._pictures(images=pictures, return_tensors="pt")) if pictures else {}
+        counts = iter(self._token_counts(features))
+        placeholder = self._tokenizer.convert_ids_to_tokens(self._config.image_token_id)
+        texts = []
+        for each in conversations:
+            text = self._tokenizer.apply_chat_template(each, tokenize=False, add_generation_prompt=True)
+            first, *rest = text.split(placeholder)
+            texts.append(first + "".join(placeholder * next(counts) + part for part in rest))
+        inputs = {**self._tokenizer(texts, padding=True, return_tensors="pt"), **features}
+        if pictures:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == self._config.image_token_id).int()
+        return inputs
+
+    def _token_counts(self, features: dict[str, Any]) -> list[int]:
+        merged = self._config.vision_config.spatial_merge_size**2
+        return [int(grid.prod()) // merged for grid in features.get("image_grid_thw", ())]
 
 
 def measure(model: Model, workload: Workload, batch_size: int, requests: int) -> Figures:
