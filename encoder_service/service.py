@@ -13,6 +13,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from encoder_service.admission import Admission
 from encoder_service.batcher import Batcher
@@ -24,6 +25,7 @@ from encoder_service.media.messages import Job
 from encoder_service.media.pool import WorkerPool
 from encoder_service.media.preprocessing import make_preprocessor
 from encoder_service.media.worker import WorkerLimits
+from encoder_service.priority import yield_to_others
 from encoder_service.servicer import EncoderServicer, Parts, ServedModel
 from encoder_service.settings import EncoderSettings
 from encoder_service.upload import MODALITIES, UploadRules
@@ -33,6 +35,9 @@ from shared.families import load_family
 from shared.families.base import Checkpoint, Family, Tower
 from shared.rpc.server import RunningServer, ServiceRegistration, build_server
 from shared.telemetry import Stopwatch, configure_logging
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +64,7 @@ async def serve(settings: EncoderSettings) -> None:
         PerceptError: the checkpoint cannot be served, or the address not bound.
     """
     configure_logging("encoder", settings.log_level)
+    yield_to_others(settings.nice)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -143,7 +149,20 @@ def _tower_loader(
     device = torch.device(_device(settings))
     dtype = choose_dtype(settings.dtype, device, configured_dtype(checkpoint))
     logger.info("loading encoder to %s as %s", device, dtype)
-    return partial(family.tower, device, dtype), str(dtype).removeprefix("torch.")
+    load = partial(_load_tower, family, device, dtype, settings)
+    return load, str(dtype).removeprefix("torch.")
+
+
+def _load_tower(family: Family, device: torch.device, dtype: torch.dtype, settings: EncoderSettings) -> Tower:
+    """Loads the tower, on our own kernels where the machine has them."""
+    from shared.kernels.start import leave_cores_to, start_team
+
+    tower = family.tower(device, dtype)
+    team = start_team(device, dtype, settings.kernels, settings.threads)
+    if team is not None:
+        leave_cores_to(team)
+        tower.use_kernels(team)
+    return tower
 
 
 def _device(settings: EncoderSettings) -> str:

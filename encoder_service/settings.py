@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 from pydantic import Field
 
@@ -24,6 +25,18 @@ class EncoderSettings(ServiceSettings):
         "auto", description="Element type of the tower and of its embeddings; auto takes float32 on the CPU."
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of the tower. Default: torch's own.")
+    kernels: Literal["auto", "torch"] = Field(
+        "auto",
+        description="What computes on the CPU. auto: Percept's own kernels, compiled at the first start, "
+        "where a C++ compiler is there; torch: always torch.",
+    )
+    nice: int = Field(
+        10,
+        ge=0,
+        le=19,
+        description="How far the service yields to others on its machine, an LLM's decoding above all: "
+        "0 shares cores evenly, 19 takes what others leave.",
+    )
     workers: int = Field(
         # Two even on two cores: one costly picture must not hold up all others, and an idle
         # worker takes 62 MB.

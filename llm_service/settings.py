@@ -28,8 +28,8 @@ class LlmSettings(ServiceSettings):
     threads: int | None = Field(None, ge=1, description="CPU threads for computing. Default: the library's.")
     kernels: Literal["auto", "torch"] = Field(
         "auto",
-        description="What computes on the CPU. auto: Percept's own kernels, compiled at the first start, where a "
-        "C++ compiler is there and the model fits; torch: always torch.",
+        description="What computes on the CPU. auto: Percept's own kernels, compiled at the first start, "
+        "where a C++ compiler is there and the model fits; torch: always torch.",
     )
     max_model_len: int | None = Field(
         None, ge=1, description="Longest prompt with its answer, in tokens. Default: the checkpoint's."

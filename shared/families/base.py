@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from shared.kernels.library import Team
+
 Modality = Literal["image", "video", "audio"]
 
 
@@ -130,6 +132,10 @@ class Tower(Protocol):
             One dict per item: named tensors (row_count, width), on the tower's
             device and in its dtype. The main one is "image_embeds".
         """
+        ...
+
+    def use_kernels(self, team: Team) -> None:
+        """Moves the tower's work to our CPU kernels, as far as there are any for it."""
         ...
 
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shared.families.weights import Prefixes
+    from shared.kernels.blocks import BlockWeights
+    from shared.kernels.library import Team
 
 ROWS = "image_embeds"
 SIZES = "image_sizes"
@@ -132,6 +134,34 @@ class LlavaTower:
             chosen = torch.cat([output.hidden_states[layer] for layer in self._layers], dim=-1)
             rows = self._module.projector(chosen[:, 1:] if self._drops_first else chosen)
         return [{ROWS: part} for part in rows]
+
+    def use_kernels(self, team: Team) -> None:
+        """See `Tower`. The blocks alone: patches and projector are a few percent of the work."""
+        from shared.kernels.blocks import KernelBlock, Workspace
+
+        blocks = [module for module in self._module.tower.modules() if hasattr(module, "layer_norm1")]
+        workspace = Workspace(team, blocks[0].layer_norm1.weight.dtype)
+        for block in blocks:
+            block.forward = KernelBlock(_block_weights(block, team), workspace).run_batch
+
+
+def _block_weights(block: Any, team: Team) -> BlockWeights:
+    """Packs a block of CLIP or of SigLIP, which name their parts alike."""
+    from shared.kernels.blocks import ACTIVATIONS, BlockWeights, Linear, Norm
+    from shared.kernels.program import Heads
+
+    attention, feed = block.self_attn, block.mlp
+    head_count = int(attention.num_heads)
+    return BlockWeights(
+        attention_norm=Norm.of(block.layer_norm1),
+        states=Linear.of(team, attention.q_proj, attention.k_proj, attention.v_proj),
+        output=Linear.of(team, attention.out_proj),
+        feed_norm=Norm.of(block.layer_norm2),
+        widen=Linear.of(team, feed.fc1),
+        narrow=Linear.of(team, feed.fc2),
+        activation=ACTIVATIONS[attention.config.hidden_act],
+        heads=Heads(head_count, head_count, int(attention.head_dim)),
+    )
 
 
 @dataclass(frozen=True, slots=True)

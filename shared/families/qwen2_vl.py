@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shared.families.weights import Prefixes
+    from shared.kernels.blocks import BlockWeights
+    from shared.kernels.library import Team
 
 ROWS = "image_embeds"
 GRID = "image_grid_thw"
@@ -138,7 +140,7 @@ class Qwen2VLTower:
     """The vision tower with its weights; see `Tower`."""
 
     def __init__(self, module: nn.Module, hidden_size: int, merge_size: int) -> None:
-        self._module = module
+        self._module: Any = module
         self._merge_area = merge_size**2
         self.hidden_size = hidden_size
 
@@ -154,6 +156,38 @@ class Qwen2VLTower:
         rows: torch.Tensor = output.pooler_output
         counts = [features.info.row_count for features in batch]
         return [{ROWS: part} for part in torch.split(rows, counts)]
+
+    def use_kernels(self, team: Team) -> None:
+        """See `Tower`."""
+        from shared.kernels.blocks import KernelBlock, Workspace, replace_linear_layers, replace_patches
+
+        module = self._module
+        workspace = Workspace(team, next(module.parameters()).dtype)
+        module.patch_embed = replace_patches(module.patch_embed.proj, team)
+        replace_linear_layers(module.merger, team)
+        for block in module.blocks:
+            block.forward = KernelBlock(_block_weights(block, team), workspace).run_segments
+
+
+def _block_weights(block: Any, team: Team) -> BlockWeights:
+    """Packs a block of Qwen2-VL, or of Qwen2.5-VL, whose feed-forward is gated."""
+    from shared.kernels.blocks import ACTIVATIONS, BlockWeights, Linear, Norm
+    from shared.kernels.operation import Activation
+    from shared.kernels.program import Heads
+
+    attention, feed = block.attn, block.mlp
+    gated = hasattr(feed, "gate_proj")
+    head_count = int(attention.num_heads)
+    return BlockWeights(
+        attention_norm=Norm.of(block.norm1),
+        states=Linear.of(team, attention.qkv),
+        output=Linear.of(team, attention.proj),
+        feed_norm=Norm.of(block.norm2),
+        widen=Linear.gated(team, feed.gate_proj, feed.up_proj) if gated else Linear.of(team, feed.fc1),
+        narrow=Linear.of(team, feed.down_proj if gated else feed.fc2),
+        activation=Activation.NONE if gated else ACTIVATIONS[attention.config.hidden_act],
+        heads=Heads(head_count, head_count, attention.head_dim),
+    )
 
 
 class Qwen2VLFamily:
@@ -171,7 +205,7 @@ class Qwen2VLFamily:
 
     def tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """See `Family`."""
-        from shared.families.tower_attention import use_segments
+        from shared.families.tower_attention import prepare_tower
         from shared.families.weights import load_half
 
         config = model_config(self._checkpoint).vision_config
@@ -181,7 +215,7 @@ class Qwen2VLFamily:
         module = load_half(
             lambda: self._build_tower(config), self._checkpoint, "encoder", PREFIXES, device, dtype
         )
-        use_segments(config, device, dtype)
+        prepare_tower(module, config, device, dtype)
         return Qwen2VLTower(module, self.hidden_size(), self._merge_size())
 
     def prompt_layout(self) -> PromptLayout:

@@ -117,7 +117,7 @@ class Program:
         bias: torch.Tensor | None = None,
         activation: Activation = Activation.NONE,
         residual: torch.Tensor | None = None,
-    ) -> None:
+    ) -> Operation:
         """output = activation(source x weight + bias) + residual.
 
         Args:
@@ -132,6 +132,7 @@ class Program:
         step.columns, step.depth = weight.columns, weight.depth
         step.activation = Activation.SILU_GATE if weight.gated else activation
         step.wide = int(output.dtype == torch.float32)
+        return step
 
     def norm(
         self,
@@ -143,10 +144,11 @@ class Program:
         *,
         bias: torch.Tensor | None = None,
         centred: bool = False,
-    ) -> None:
+    ) -> Operation:
         """Root-mean-square norm of each row, or layer norm where centred."""
         step = self._add(Kind.NORM, rows, source, output, weight, bias)
         step.depth, step.epsilon, step.wide = source.shape[1], epsilon, int(centred)
+        return step
 
     def angles(
         self,

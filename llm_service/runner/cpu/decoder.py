@@ -66,7 +66,8 @@ class CpuDecoder:
         The result is overwritten by the next call.
         """
         context = attention[CONTEXT_KEYWORD]
-        assert isinstance(context, AttentionContext) and context.shape is not None, "the step's shape is missing"
+        assert isinstance(context, AttentionContext), "a step without its context"
+        assert context.shape is not None, "a step without its shape"
         count = len(inputs_embeds)
         self._hidden[:count].copy_(inputs_embeds)
         if context.cache is not self._cache or self._layers is None:

@@ -15,29 +15,21 @@ from llm_service.runner.cpu.decoder import CpuDecoder
 from llm_service.runner.cpu.weights import obstacle, take_weights
 from shared.families.base import LanguageModel
 from shared.families.decoder import Decoder
-from shared.kernels.build import BuildError, built_library
-from shared.kernels.library import Library
+from shared.kernels.start import leave_cores_to, start_team
 
 logger = logging.getLogger(__name__)
-
-_DEFAULT_THREADS = torch.get_num_threads()
 
 
 def to_cpu_kernels(model: LanguageModel, settings: EngineSettings, device: torch.device) -> CpuDecoder | None:
     """The same model on our kernels, its weights moved there; None where torch is to compute."""
-    if device.type != "cpu" or settings.kernels == "torch":
+    if not isinstance(model, Decoder):
         return None
-    reason = obstacle(model) if isinstance(model, Decoder) else f"{type(model).__name__} is none of ours"
+    team = start_team(device, model.dtype, settings.kernels, settings.threads)
+    if team is None:
+        return None
+    reason = obstacle(model)
     if reason is not None:
         logger.info("torch computes this model: %s", reason)
         return None
-    assert isinstance(model, Decoder)
-    try:
-        library = Library(built_library())
-    except (BuildError, OSError) as error:
-        logger.warning("torch computes, which is slower: %s", error)
-        return None
-    team = library.make_team(settings.threads or _DEFAULT_THREADS)
-    # Torch's threads wait for work by spinning, on the cores that the team needs.
-    torch.set_num_threads(1)
+    leave_cores_to(team)
     return CpuDecoder(take_weights(model, team), model.kv_layout, team, settings.max_num_batched_tokens)

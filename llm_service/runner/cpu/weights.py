@@ -16,7 +16,7 @@ from torch import nn
 
 from shared.families.decoder import Decoder
 from shared.kernels.library import Team
-from shared.kernels.program import DATA_TYPES, Heads, PackedMatrix, pack_matrix
+from shared.kernels.program import Heads, PackedMatrix, pack_matrix
 
 _CLASSES = frozenset({"Qwen2VLTextModel", "Qwen2_5_VLTextModel", "Qwen2Model", "LlamaModel", "MistralModel"})
 """Models of this structure. Others share its names and mean something else by them (a norm of 1 + weight)."""
@@ -78,8 +78,6 @@ def obstacle(decoder: Decoder) -> str | None:
     name, config = type(model).__name__, model.config
     if name not in _CLASSES:
         return f"{name} is not one of the known structures"
-    if decoder.dtype not in DATA_TYPES:
-        return f"no kernels for {decoder.dtype}"
     if config.hidden_act != "silu":
         return f"the activation is {config.hidden_act}"
     if model.rotary_emb.rope_type not in _STEADY_ROTATIONS:

@@ -14,7 +14,7 @@
 
 namespace percept {
 
-constexpr int KEYS = 2 * PANEL; // keys of one block of scores
+constexpr int KEYS = 4 * PANEL; // keys of one block of scores
 
 struct Attention {
     const void *query;    // row 0, head 0
@@ -103,7 +103,7 @@ class TileAttention {
         int64_t depth = units_of<Type>(a_.width), pairs = units_of<Type>(KEYS);
         int64_t queries = reserve(rows_ * a_.width * element), weights = reserve(rows_ * KEYS * element);
         int64_t scores = reserve(rows_ * KEYS * 4), sums = reserve(rows_ * panels_ * PANEL * 4);
-        int64_t keys = reserve(2 * depth * 128), values = reserve(panels_ * pairs * 128);
+        int64_t keys = reserve(KEYS / PANEL * depth * 128), values = reserve(panels_ * pairs * 128);
         int64_t most = reserve(rows_ * 4), total = reserve(rows_ * 4);
         if ((int64_t)memory.size() < lines) memory.resize(lines);
         queries_ = (Element *)&memory[queries];
@@ -207,16 +207,18 @@ class TileAttention {
             return;
         }
         Floats total = {};
+        bool whole = begin <= 0 && end >= KEYS;
         for (int part = 0; part < KEYS / LANES; part++) {
             Floats weight = exponential(masked[part] - greatest);
-            weight = select(masked[part] > all(-INFINITY), weight, Floats{});
+            if (!whole) weight = select(masked[part] > all(-INFINITY), weight, Floats{});
             total += weight;
             Type::store(weights + part * LANES, weight);
         }
-        float faded = most_[row] == -INFINITY ? 0.0f : std::exp(most_[row] - greatest);
-        total_[row] = total_[row] * faded + sum(total);
-        most_[row] = greatest;
-        if (faded != 1.0f) fade(row, faded);
+        if (greatest > most_[row]) { // what was summed so far was relative to a smaller one
+            if (most_[row] > -INFINITY) fade(row, exponential(all(most_[row] - greatest))[0]);
+            most_[row] = greatest;
+        }
+        total_[row] += sum(total);
     }
 
     static Ints lanes() {
@@ -226,6 +228,7 @@ class TileAttention {
     }
 
     void fade(int64_t row, float factor) {
+        total_[row] *= factor;
         float *sums = sums_ + row * panels_ * PANEL;
         for (int64_t at = 0; at < panels_ * PANEL; at += LANES) {
             store_vector(sums + at, load_vector<Floats>(sums + at) * factor);

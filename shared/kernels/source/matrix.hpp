@@ -87,18 +87,67 @@ inline void multiply_panel(const typename Type::Element *rows, int64_t stride, i
     }
 }
 
+#if defined(__AVX512F__)
+// Sixteen rows of sixteen words, mirrored: word w of row r becomes word r of output w.
+inline void transpose_words(const __m512i (&rows)[LANES], uint32_t *output, int64_t stride) {
+    __m512i pairs[LANES], fours[LANES], eights[LANES];
+#pragma GCC unroll 8
+    for (int i = 0; i < LANES; i += 2) {
+        pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < LANES; i += 4) { // now fours[i + w] holds word w of each quarter, of rows i to i + 3
+        fours[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
+        fours[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
+        fours[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+        fours[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int w = 0; w < 4; w++) { // quarters 0 and 2 of eight rows, then 1 and 3
+        eights[w] = _mm512_shuffle_i32x4(fours[w], fours[4 + w], 0x88);
+        eights[4 + w] = _mm512_shuffle_i32x4(fours[w], fours[4 + w], 0xdd);
+        eights[8 + w] = _mm512_shuffle_i32x4(fours[8 + w], fours[12 + w], 0x88);
+        eights[12 + w] = _mm512_shuffle_i32x4(fours[8 + w], fours[12 + w], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int w = 0; w < 4; w++) {
+        _mm512_storeu_si512(output + w * stride, _mm512_shuffle_i32x4(eights[w], eights[8 + w], 0x88));
+        _mm512_storeu_si512(output + (8 + w) * stride, _mm512_shuffle_i32x4(eights[w], eights[8 + w], 0xdd));
+        _mm512_storeu_si512(output + (4 + w) * stride, _mm512_shuffle_i32x4(eights[4 + w], eights[12 + w], 0x88));
+        _mm512_storeu_si512(output + (12 + w) * stride, _mm512_shuffle_i32x4(eights[4 + w], eights[12 + w], 0xdd));
+    }
+}
+
+// The words of sixteen units of 32 rows; missing rows (nullptr) are zeros.
+inline void pack_square(const char *const *rows, int64_t unit, uint32_t *words) {
+    for (int half = 0; half < PANEL; half += LANES) {
+        __m512i loaded[LANES];
+        for (int row = 0; row < LANES; row++) {
+            const char *from = rows[half + row];
+            loaded[row] = from ? _mm512_loadu_si512(from + unit * 4) : _mm512_setzero_si512();
+        }
+        transpose_words(loaded, words + unit * PANEL + half, PANEL);
+    }
+}
+#endif
+
 // Writes words of 32 rows of a row-major matrix as one panel; missing rows (nullptr) become zeros.
 template <typename Type>
 inline void pack_rows(const typename Type::Element *const *rows, int64_t depth, Words *panel) {
     int64_t units = units_of<Type>(depth), whole = depth / Type::PER_UNIT;
     uint32_t *words = (uint32_t *)panel;
+    int64_t done = 0;
+#if defined(__AVX512F__)
+    for (; done + LANES <= whole; done += LANES) pack_square((const char *const *)rows, done, words);
+#endif
     for (int column = 0; column < PANEL; column++) {
         if (rows[column] == nullptr) {
-            for (int64_t unit = 0; unit < units; unit++) words[unit * PANEL + column] = 0;
+            for (int64_t unit = done; unit < units; unit++) words[unit * PANEL + column] = 0;
             continue;
         }
         const char *row = (const char *)rows[column];
-        for (int64_t unit = 0; unit < whole; unit++) std::memcpy(words + unit * PANEL + column, row + unit * 4, 4);
+        for (int64_t unit = done; unit < whole; unit++) std::memcpy(words + unit * PANEL + column, row + unit * 4, 4);
         if (whole < units) { // an odd last element, alone in its unit
             uint32_t last = 0;
             std::memcpy(&last, row + whole * 4, sizeof(typename Type::Element));

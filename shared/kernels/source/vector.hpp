@@ -38,23 +38,38 @@ inline Floats select(Ints condition, Floats yes, Floats no) {
 }
 
 inline float sum(Floats value) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)value);
+#else
     float total = 0;
     for (int lane = 0; lane < LANES; lane++) total += value[lane];
     return total;
+#endif
 }
 
 inline float largest(Floats value) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)value);
+#else
     float most = value[0];
     for (int lane = 1; lane < LANES; lane++) most = value[lane] > most ? value[lane] : most;
     return most;
+#endif
 }
 
-inline Floats maximum(Floats a, Floats b) { return select(a > b, a, b); }
+inline Floats maximum(Floats a, Floats b) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return select(a > b, a, b);
+#endif
+}
+
+inline Floats minimum(Floats a, Floats b) { return -maximum(-a, -b); }
 
 // e to the power of x, relative error about 1e-7: x = n ln 2 + r, a polynomial of r, n into the exponent.
 inline Floats exponential(Floats x) {
-    x = select(x < all(-87.0f), all(-87.0f), x);
-    x = select(x > all(88.0f), all(88.0f), x);
+    x = minimum(maximum(x, all(-87.0f)), all(88.0f));
     const float round = 12582912.0f; // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
     Floats shifted = x * 1.44269504088896341f + round;
     Floats whole = shifted - round;
