@@ -98,7 +98,7 @@ class ProcessTree:
         self._seen |= {process for process in psutil.process_iter() if self._belongs(process)}
         with suppress(psutil.NoSuchProcess):
             self._seen.update(psutil.Process(self.pid).children(recursive=True))
-        self._seen = {process for process in self._seen if _is_alive(process)}
+        self._seen = {process for process in self._seen if is_alive(process)}
         return set(self._seen)
 
     def stop(self) -> None:
@@ -160,7 +160,8 @@ def pinned(cores: Sequence[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Runs, or could; a zombie does not."""
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
