@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu.clock import free_memory, median_seconds
 from benchmarks.gpu.limits import Limits
-from benchmarks.gpu.models import random_decoder, random_runner
+from benchmarks.gpu.models import fused, random_decoder, random_runner
 from benchmarks.gpu.sizes import ModelSizes, Scale
 from llm_service.embedding_arena import EmbeddingArena
 from llm_service.engine.batch import ScheduledBatch, ScheduledSequence
@@ -67,8 +67,9 @@ def measure_decoding(sizes: ModelSizes, scale: Scale, limits: Limits) -> dict[st
         weights -= module.model.embed_tokens.weight.numel() * 2  # type: ignore[operator,union-attr]
     floor = weights / limits.copy_bytes_per_s
     found: dict[str, Any] = {"model": sizes.name, "weight_bytes": weights, "floor_ms": floor * 1e3}
+    model = fused(decoder, device)
     for name, eager in (("step_ms", False), ("eager_step_ms", True)):
-        runner = _runner(decoder, scale, device, batch=1, enforce_eager=eager)
+        runner = _runner(model, scale, device, batch=1, enforce_eager=eager)
         found[name] = 1e3 * _step_seconds(runner, scale)
         del runner
         free_memory(device)
@@ -108,15 +109,15 @@ def measure_prefill(sizes: ModelSizes, scale: Scale, limits: Limits) -> dict[str
     device = torch.device(scale.device)
     decoder, module = random_decoder(sizes, device)
     length = scale.prefill
+    operations = prefill_operations(sizes, module, length)
     runner, _ = random_runner(
-        decoder, device, length // BLOCK_SIZE + 1, max_num_seqs=1, max_num_batched_tokens=length,
-        max_model_len=length, block_size=BLOCK_SIZE, enforce_eager=True,
+        fused(decoder, device), device, length // BLOCK_SIZE + 1, max_num_seqs=1,
+        max_num_batched_tokens=length, max_model_len=length, block_size=BLOCK_SIZE, enforce_eager=True,
     )  # fmt: skip
     sequence = Sequence(message_of(1, prompts(scale, 1000, length)[0], 1))
     sequence.block_table.extend(range(runner.block_count))
     batch = ScheduledBatch([ScheduledSequence(sequence, 0, length, True)])
     took = median_seconds(lambda: runner.run(batch, NoRows()), device, scale.repeats)
-    operations = prefill_operations(sizes, module, length)
     rate = operations / took
     return {
         "model": sizes.name,

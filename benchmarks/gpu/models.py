@@ -19,6 +19,7 @@ from llm_service.engine.messages import EngineSettings
 from llm_service.runner.attention import choose_backend
 from llm_service.runner.attention.registration import ATTENTION_NAME, register_attention
 from llm_service.runner.cuda_graphs import can_capture
+from llm_service.runner.fuse import fuse
 from llm_service.runner.kv_cache import KvCache
 from llm_service.runner.model_runner import ModelRunner
 from shared.families.decoder import Decoder, DecoderModule
@@ -79,6 +80,11 @@ def random_tower(sizes: ModelSizes, device: torch.device) -> tuple[Qwen2VLTower,
     module = filled(lambda: modeling_qwen2_5_vl.Qwen2_5_VisionTransformerPretrainedModel(vision), device)
     prepare_tower(module, vision, device, DTYPE)
     return Qwen2VLTower(module, vision.out_hidden_size, vision.spatial_merge_size), module, vision
+
+
+def fused(decoder: Decoder, device: torch.device) -> Any:
+    """The decoder as a service computes with it; the one that was given cannot compute afterwards."""
+    return fuse(decoder, device, choose_backend(device, DTYPE, 16))
 
 
 def random_runner(

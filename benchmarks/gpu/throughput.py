@@ -9,9 +9,8 @@ import torch
 
 from benchmarks.gpu.clock import free_memory
 from benchmarks.gpu.language import BLOCK_SIZE, engine_throughput, prompts
-from benchmarks.gpu.models import random_decoder, random_runner
+from benchmarks.gpu.models import fused, random_decoder, random_runner
 from benchmarks.gpu.sizes import ModelSizes, Scale
-from shared.families.decoder import DecoderModule
 
 PEER_MEMORY = 0.4
 """Share of the free memory that the peer's cache may take."""
@@ -22,8 +21,10 @@ def measure_throughput(sizes: ModelSizes, scale: Scale) -> dict[str, Any]:
     device = torch.device(scale.device)
     decoder, module = random_decoder(sizes, device)
     length = scale.prompt + scale.answer
+    # The peer's own copy: the engine's decoder joins its matrices.
+    weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     runner, _ = random_runner(
-        decoder, device, scale.batch * (length // BLOCK_SIZE + 1), max_num_seqs=scale.batch,
+        fused(decoder, device), device, scale.batch * (length // BLOCK_SIZE + 1), max_num_seqs=scale.batch,
         max_num_batched_tokens=scale.prompt * scale.batch, max_model_len=length, block_size=BLOCK_SIZE,
     )  # fmt: skip
     vocabulary = sizes.text["vocab_size"]
@@ -33,7 +34,7 @@ def measure_throughput(sizes: ModelSizes, scale: Scale) -> dict[str, Any]:
     del runner
     free_memory(device)
     try:
-        peer = peer_model(sizes, module, device)
+        peer = peer_model(sizes, weights, device)
         rates, theirs = _peer_throughput(peer, scale, vocabulary)
     except Exception as error:  # the peer's failure must not lose our own figure
         found["peer_error"] = f"{type(error).__name__}: {error}"
@@ -57,8 +58,8 @@ def _equal_share(ours: list[list[int]], theirs: list[list[int]], count: int) -> 
     return sum(equal) / len(equal)
 
 
-def peer_model(sizes: ModelSizes, module: DecoderModule, device: torch.device) -> Any:
-    """The text model as transformers serves it, over the very same parameters: text positions are alike."""
+def peer_model(sizes: ModelSizes, weights: dict[str, torch.Tensor], device: torch.device) -> Any:
+    """The text model as transformers serves it, with the very same numbers: text positions are alike."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
@@ -68,7 +69,7 @@ def peer_model(sizes: ModelSizes, module: DecoderModule, device: torch.device) -
     config._attn_implementation = "sdpa"
     with torch.device("meta"):
         peer = Qwen2ForCausalLM(config)
-    peer.load_state_dict(module.state_dict(), assign=True)
+    peer.load_state_dict(weights, assign=True)
     with device:
         # Frequencies are computed, not loaded.
         peer.model.rotary_emb = Qwen2RotaryEmbedding(config)

@@ -17,6 +17,7 @@ from llm_service.runner.cpu.backend import CpuBackend
 from llm_service.runner.cpu.load import to_cpu_kernels
 from llm_service.runner.cuda_graphs import OTHER_GRAPH_BYTES, can_capture
 from llm_service.runner.decode_rows import padded_sizes
+from llm_service.runner.fuse import fuse
 from llm_service.runner.kv_cache import KvCache
 from llm_service.runner.kv_size import count_blocks
 from llm_service.runner.model_runner import ModelRunner
@@ -75,6 +76,8 @@ class _RunnerMaker:
         decoder = to_cpu_kernels(self._model, settings, device)
         if decoder is not None:
             self._model, self._backend = decoder, CpuBackend()
+        elif settings.kernels == "auto":
+            self._model = fuse(self._model, device, self._backend)
 
     def make(self) -> ModelRunner:
         """Sizes the pool and takes it."""

@@ -1,0 +1,153 @@
+"""A decoder on CUDA with few launches: joined projections, and one kernel for what lies between them.
+
+Import this module only where the package `triton` is installed. Takes the
+weights out of a loaded Hugging Face text model of the common structure. Knows
+the order of a layer. Does not know paged attention: the step's plan attends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from llm_service.runner.attention.context import AttentionContext
+from llm_service.runner.fused_kernels import add_and_norm, gate, rotate_and_write
+from shared.families.decoder import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A matrix (outputs, inputs) and its bias, if it has one."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def of(self, rows: torch.Tensor) -> torch.Tensor:
+        """(tokens, inputs) to (tokens, outputs)."""
+        return functional.linear(rows, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLayer:
+    """One layer's weights; `states` makes queries, keys and values, `gated` gates and values."""
+
+    input_norm: torch.Tensor
+    states: Product
+    output: Product
+    feed_norm: torch.Tensor
+    gated: Product
+    down: Product
+    scale: float
+    window: int | None
+
+
+class FusedDecoder:
+    """See `LanguageModel`. The decoder that it is made of cannot compute afterwards.
+
+    Attributes:
+        axes: int64 (head_dim / 2,): which axis of the positions each frequency takes.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        model: Any = decoder.module.model
+        self.hidden_size = decoder.hidden_size
+        self.vocabulary_size = decoder.vocabulary_size
+        self.kv_layout = decoder.kv_layout
+        self._dtype = decoder.dtype
+        self._embedding: torch.Tensor = model.embed_tokens.weight
+        self._head: torch.Tensor = decoder.module.lm_head.weight
+        self._norm: torch.Tensor = model.norm.weight
+        self._epsilon = float(model.config.rms_norm_eps)
+        self._heads = model.layers[0].self_attn.q_proj.weight.shape[0] // self.kv_layout.head_dim
+        self._frequencies: torch.Tensor = model.rotary_emb.inv_freq.float()
+        self._rotary_factor = float(model.rotary_emb.attention_scaling)
+        self.axes = _axes(model.rotary_emb, decoder.axes, self._frequencies)
+        self._layers = [_take_layer(layer) for layer in model.layers]
+
+    @torch.inference_mode()
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """int64 (tokens,) to (tokens, hidden)."""
+        return functional.embedding(token_ids, self._embedding)
+
+    @torch.inference_mode()
+    def forward(self, inputs_embeds: torch.Tensor, positions: torch.Tensor, **attention: Any) -> torch.Tensor:
+        """Runs all layers on (tokens, hidden) with positions (axes, tokens); see `LanguageModel`."""
+        context: AttentionContext = attention["attention_context"]
+        cosines, sines = self._rotation(positions)
+        rows, residual = inputs_embeds, torch.empty_like(inputs_embeds)
+        for index, layer in enumerate(self._layers):
+            states = layer.states.of(self._grow(rows, residual, layer.input_norm, adds=index > 0))
+            query = rotate_and_write(
+                states, cosines, sines, context.slots,
+                context.cache.keys[index], context.cache.values[index], self._heads,
+            )  # fmt: skip
+            # The keys are read from the cache: backends that want them apart are not for this decoder.
+            attended = context.attention.attend(index, query, query, query, layer.scale, layer.window)
+            rows = layer.output.of(attended.flatten(1))
+            gated = layer.gated.of(self._grow(rows, residual, layer.feed_norm))
+            rows = layer.down.of(gate(gated))
+        return self._grow(rows, residual, self._norm)
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(tokens, hidden) to float32 (tokens, vocabulary)."""
+        return functional.linear(hidden, self._head).float()
+
+    def _grow(
+        self, rows: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, *, adds: bool = True
+    ) -> torch.Tensor:
+        return add_and_norm(rows, residual, weight, self._epsilon, adds=adds)
+
+    def _rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines (tokens, head_dim / 2) of a step, rounded as the modeling code rounds them."""
+        angles = positions.index_select(0, self.axes).t().float() * self._frequencies
+        cosines, sines = angles.cos() * self._rotary_factor, angles.sin() * self._rotary_factor
+        return cosines.to(self._dtype).contiguous(), sines.to(self._dtype).contiguous()
+
+
+def _take_layer(layer: Any) -> FusedLayer:
+    """Joins a layer's matrices; each original is let go at once."""
+    attention, feed = layer.self_attn, layer.mlp
+    # Some layers have no window of their own: the configuration's holds for all.
+    window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+    return FusedLayer(
+        input_norm=layer.input_layernorm.weight,
+        states=_join(attention.q_proj, attention.k_proj, attention.v_proj),
+        output=_join(attention.o_proj),
+        feed_norm=layer.post_attention_layernorm.weight,
+        gated=_join(feed.gate_proj, feed.up_proj),
+        down=_join(feed.down_proj),
+        scale=float(attention.scaling),
+        window=None if window is None else int(window),
+    )
+
+
+def _join(*parts: nn.Linear) -> Product:
+    if len(parts) == 1:
+        return Product(parts[0].weight.data, None if parts[0].bias is None else parts[0].bias.data)
+    bias = None
+    if any(part.bias is not None for part in parts):
+        bias = torch.cat(
+            [
+                part.weight.new_zeros(part.out_features) if part.bias is None else part.bias.data
+                for part in parts
+            ]
+        )
+    weight = torch.cat([part.weight.data for part in parts])
+    for part in parts:
+        part.weight.data = part.weight.data.new_empty(0)
+    return Product(weight, bias)
+
+
+def _axes(rotary: Any, axis_count: int, frequencies: torch.Tensor) -> torch.Tensor:
+    """With M-RoPE, runs of frequencies take time, height and width in turn."""
+    if axis_count == 1:
+        return torch.zeros(len(frequencies), dtype=torch.int64, device=frequencies.device)
+    runs = [torch.full((length,), index % axis_count) for index, length in enumerate(rotary.mrope_section)]
+    axes = torch.cat(runs).to(frequencies.device)
+    assert len(axes) == len(frequencies), "the sections of M-RoPE do not cover the head"
+    return axes
