@@ -18,12 +18,14 @@ import signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 time.sleep(600)
 """
-# A worker of its own session, and an orphan: its parent ends at once.
+DETACH = (
+    "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True)"
+)
+# A worker in a session of its own, and an orphan: its parent ends at once.
 PARENT = f"""
 import subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", {CHILD!r}], start_new_session=True)
-orphan = "import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True)"
-subprocess.run([sys.executable, "-c", orphan, {CHILD!r}])
+subprocess.run([sys.executable, "-c", {DETACH!r}, {CHILD!r}])
 print("up", flush=True)
 time.sleep(600)
 """
