@@ -54,19 +54,26 @@ class GateThread:
 
 
 def measure(
-    model: Path, *, encoder_threads: int = 1, llm_threads: int = 1, repeats: int = 9, size: int = 256
+    model: Path,
+    *,
+    encoder_threads: int = 1,
+    llm_threads: int = 1,
+    nice: int = 0,
+    repeats: int = 9,
+    size: int = 448,
 ) -> dict[str, Any]:
     """Returns the ratio of streamed to held rows, the ideal, and the parts.
 
     Args:
         model: a Qwen2-VL checkpoint.
+        nice: of the encoder service; anything but 0 yields to whatever else the machine runs, too.
         repeats: pairs of requests.
         size: pixels on a picture's side.
     """
     parts = Parts(
         model,
         {"dtype": "bfloat16"},
-        {"threads": encoder_threads, "cache-gib": 0},
+        {"threads": encoder_threads, "nice": nice, "cache-gib": 0},
         {"threads": llm_threads, "kv-cache-gib": 0.25, "max-model-len": 2048},
     )
     with Services(parts) as services:
@@ -86,7 +93,12 @@ def measure(
     figures |= {"encode_s": round(encode, 4), "prefill_s": round(prefill, 4)}
     figures["ideal_ratio"] = round(1 - min(encode, prefill) / (2 * encode + 2 * prefill), 4)
     figures["tower_runs_per_picture"] = round(status.tower_run_count / status.encoded_item_count, 3)
-    return figures | {"encoder_threads": encoder_threads, "llm_threads": llm_threads, "size": size}
+    return figures | {
+        "encoder_threads": encoder_threads,
+        "llm_threads": llm_threads,
+        "nice": nice,
+        "size": size,
+    }
 
 
 def _ask_by_turns(client: ChatClient, gate: GateThread, repeats: int, size: int) -> dict[str, list[float]]:
@@ -117,8 +129,9 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="checkpoint; otherwise one of random weights is written")
     parser.add_argument("--encoder-threads", type=int, default=1)
     parser.add_argument("--llm-threads", type=int, default=1)
+    parser.add_argument("--nice", type=int, default=0, help="niceness of the encoder service")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--size", type=int, default=256, help="pixels on a picture's side")
+    parser.add_argument("--size", type=int, default=448, help="pixels on a picture's side")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="percept-overlap-") as scratch:
         model = chosen.model or Path(scratch)
@@ -128,6 +141,7 @@ def main() -> int:
             model,
             encoder_threads=chosen.encoder_threads,
             llm_threads=chosen.llm_threads,
+            nice=chosen.nice,
             repeats=chosen.repeats,
             size=chosen.size,
         )

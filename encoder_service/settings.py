@@ -31,7 +31,7 @@ class EncoderSettings(ServiceSettings):
         "where a C++ compiler is there; torch: always torch.",
     )
     nice: int = Field(
-        10,
+        0,
         ge=0,
         le=19,
         description="How far the service yields to others on its machine, an LLM's decoding above all: "
