@@ -20,6 +20,7 @@ from llm_service.runner.attention.registration import CONTEXT_KEYWORD
 from llm_service.runner.decode_rows import DecodeRows, padded_size, padded_sizes
 from llm_service.runner.kv_cache import KvCache
 from llm_service.runner.sampling.sampler import greedy_ids
+from llm_service.runner.static_buffer import Fence
 from shared.families.base import LanguageModel
 
 CAPTURABLE = ("flash_attn", "triton")
@@ -108,6 +109,8 @@ class DecodeGraphs:
         )
         self._body = DecodeBody(model, cache, backend, self._rows, max_sequences)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._host_ids = torch.zeros(max_sequences, dtype=torch.int64, pin_memory=True)
+        self._copied = Fence(self._device)
 
     def capture(self, progress: Callable[[float], None], most: int | None = None) -> None:
         """Records all sizes, the largest first, so that the others fit into its memory.
@@ -134,6 +137,15 @@ class DecodeGraphs:
         self._rows.fill(items, size)
         self._graphs[size].replay()
         return self._body.result(len(items))
+
+    def read_ids(self, step: DecodeStep) -> list[int]:
+        """The tokens of a replay: the one place where the host waits for the device."""
+        count = len(step.ids)
+        self._host_ids[:count].copy_(step.ids, non_blocking=True)
+        self._copied.record()
+        self._copied.wait()
+        ids: list[int] = self._host_ids[:count].tolist()
+        return ids
 
     def _warm_up(self, size: int) -> None:
         """Runs on a side stream, as a recording's warm-up must."""

@@ -135,4 +135,7 @@ def choose_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InvalidRequestError(f"--device {name}, but torch sees no CUDA device here")
+    if device.index is not None and device.type == "cuda":
+        # Triton launches on the current device.
+        torch.cuda.set_device(device)
     return device

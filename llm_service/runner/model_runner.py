@@ -120,7 +120,7 @@ class ModelRunner:
         sequences = [item.sequence for item in items]
         step = graphs.replay(items)
         if all(map(is_plain, sequences)):
-            return sampled_tokens(sequences, step.ids.tolist())
+            return sampled_tokens(sequences, graphs.read_ids(step))
         return self._sampler.sample(step.logits, sequences)
 
     def _forward(self, step: StepInputs, rows: RowSource) -> torch.Tensor:

@@ -49,6 +49,9 @@ def prepare_tower(module: nn.Module, config: Any, device: torch.device, dtype: t
     """
     use_segments(config, device, dtype)
     if device.type == "cuda":
+        if device.index is not None:
+            # Triton launches on the thread's current device; the tower has a thread of its own.
+            torch.cuda.set_device(device)
         multiply_patches(module)
 
 

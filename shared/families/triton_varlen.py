@@ -15,6 +15,9 @@ import triton.language as tl
 
 LOG2_E = 1.4426950408889634
 LEAST_ROWS = 16
+NARROW_ROWS = 64
+"""For windows and thumbnails; few heights, so that few kernels are compiled."""
+
 MOST_ROWS = 128
 TILE = 64
 WIDE_HEAD = 128
@@ -120,7 +123,7 @@ def attend_within_segments(
     assert query.stride(2) == key.stride(2) == value.stride(2) == 1, "a head's elements lie side by side"
     output = torch.empty((rows, heads, width), dtype=query.dtype, device=query.device)
     small = query.dtype == torch.float32 or width > WIDE_HEAD
-    height = min(MOST_ROWS // 4 if small else MOST_ROWS, max(LEAST_ROWS, triton.next_power_of_2(longest)))
+    height = MOST_ROWS // 4 if small else NARROW_ROWS if longest <= NARROW_ROWS else MOST_ROWS
     varlen_kernel[(triton.cdiv(longest, height), heads, len(starts) - 1)](
         query, key, value, starts, output, scaling * LOG2_E,
         query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1),

@@ -3,7 +3,8 @@
 Import this module only where the package `triton` is installed; the wheels of
 torch for CUDA bring it along. Knows strides, block tables and the running
 softmax. Does not know steps, layers or who chooses the grid; `triton_paged`
-launches. No kernel reads a slot that its sequence has not written, so blocks
+launches. What differs from step to step is not specialised on, so that no
+request waits for a compiler. No kernel reads a slot that its sequence has not written, so blocks
 need not be cleared.
 
 Names in capitals are compile-time constants: GROUP heads share a key head; ROWS
@@ -23,7 +24,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 NEVER = tl.constexpr(float("-inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def write_kernel(
     key,
     value,
@@ -80,7 +81,10 @@ def fold(total, greatest, weight, query, key, value, seen, scale, MASKED: tl.con
     return total, higher, weight * kept + tl.sum(shares, 1)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize_on_alignment=["tables", "lengths"],
+    do_not_specialize=["table_row_stride", "table_stride"],
+)
 def decode_kernel(
     query,
     keys,
@@ -232,7 +236,10 @@ def combine_kernel(
     tl.store(output + target * HEAD_DIM + column, answer.to(output.dtype.element_ty), mask=column < HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize_on_alignment=["tables", "query_starts", "lengths"],
+    do_not_specialize=["table_row_stride", "table_stride"],
+)
 def chunk_kernel(
     query,
     keys,

@@ -78,6 +78,8 @@ class TritonStep:
     def __init__(self, cache: KvCache, shape: StepShape, processors: int) -> None:
         self._cache = cache
         self._shape = shape
+        # One type for recorded and other steps: a kernel is compiled once for both.
+        self._tables = shape.block_tables.to(torch.int32)
         keys = cache.keys[0]
         decoding = shape.decode_count
         self._longest_chunk = max(shape.counts[decoding:], default=0)
@@ -85,7 +87,7 @@ class TritonStep:
         self._splits = split_count(max(decoding, 1) * keys.shape[2], longest, processors)
         self._chunk_starts = shape.query_starts[decoding:]
         self._chunk_lengths = shape.lengths[decoding:]
-        self._chunk_tables = shape.block_tables[decoding:]
+        self._chunk_tables = self._tables[decoding:]
 
     def attend(
         self,
@@ -110,7 +112,7 @@ class TritonStep:
     ) -> None:
         """Rows of the decoding sequences, (sequences, heads, head_dim) at the front of `output`."""
         sequences, (heads, width) = self._shape.decode_count, query.shape[1:]
-        keys, tables = self._cache.keys[layer], self._shape.block_tables
+        keys, tables = self._cache.keys[layer], self._tables
         group = heads // keys.shape[2]
         partial, marks = _scratch(query, sequences, self._splits)
         decode_kernel[(sequences, keys.shape[2], self._splits)](
@@ -134,14 +136,13 @@ class TritonStep:
         heads, width = query.shape[1:]
         keys, tables = self._cache.keys[layer], self._chunk_tables
         tiles = chunk_tiles(width, query.dtype)
-        rows = min(tiles.rows, max(LEAST_ROWS, triton.next_power_of_2(self._longest_chunk)))
-        grid = (triton.cdiv(self._longest_chunk, rows), heads, len(self._chunk_lengths))
+        grid = (triton.cdiv(self._longest_chunk, tiles.rows), heads, len(self._chunk_lengths))
         chunk_kernel[grid](
             query, keys, self._cache.values[layer], tables, self._chunk_starts, self._chunk_lengths, output,
             scale, query.stride(0), query.stride(1), output.stride(0), tables.stride(0), tables.stride(1),
             keys.stride(0), keys.stride(1), keys.stride(2),
-            WINDOW=window, GROUP=heads // keys.shape[2], ROWS=rows, HEAD_DIM=width, WIDTH=_padded(width),
-            BLOCK_SIZE=self._cache.block_size, TILE=tiles.keys, num_warps=tiles.warps, num_stages=2,
+            WINDOW=window, GROUP=heads // keys.shape[2], ROWS=tiles.rows, HEAD_DIM=width,
+            WIDTH=_padded(width), BLOCK_SIZE=self._cache.block_size, TILE=tiles.keys, num_warps=tiles.warps, num_stages=2,
         )  # fmt: skip
 
 
@@ -165,7 +166,9 @@ def write_slots(
 
 
 def split_count(programs: int, longest: int, processors: int) -> int:
-    """Into how many parts the keys of a decoding sequence are cut: a power of two.
+    """Into how many parts the keys of a decoding sequence are cut: 1, 4, 16 or 64.
+
+    Few values, so that all are compiled before requests come.
 
     Args:
         programs: sequences times key heads, which run beside each other anyway.
@@ -173,7 +176,7 @@ def split_count(programs: int, longest: int, processors: int) -> int:
         processors: multiprocessors to fill.
     """
     wanted = min(WAVES * processors // programs, triton.cdiv(longest, DECODE_TILE), MOST_SPLITS)
-    return 1 << max(0, wanted.bit_length() - 1) if wanted > 1 else 1
+    return 4 ** ((wanted.bit_length() - 1) // 2) if wanted > 1 else 1
 
 
 def chunk_tiles(width: int, dtype: torch.dtype) -> Tiles:
