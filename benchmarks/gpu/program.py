@@ -29,7 +29,12 @@ from benchmarks.gpu.throughput import measure_throughput
 from benchmarks.gpu.tower import measure_tower
 
 TEST_SECONDS = 150
-TESTS = ("tests/unit/runner", "tests/unit/families/test_tower_attention.py")
+TESTS = (
+    "tests/unit/runner/test_triton_attention.py",
+    "tests/unit/runner/test_cuda_graphs.py",
+    "tests/unit/runner/test_fused_decoder.py",
+    "tests/unit/families/test_tower_attention.py",
+)
 
 
 @dataclass(frozen=True, slots=True)

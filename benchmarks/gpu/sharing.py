@@ -81,7 +81,10 @@ def measure_sharing(scale: Scale) -> dict[str, Any]:
 
 
 def _measure_services(folder: Path, scale: Scale, pictures: Pictures) -> dict[str, float]:
-    common = {"device": scale.device, "dtype": "bfloat16"}
+    common: dict[str, Any] = {"device": scale.device, "dtype": "bfloat16"}
+    if scale.device == "cpu":
+        # Two services share what may be two cores, and neither may starve the other's answers.
+        common["threads"] = 1
     llm: dict[str, Any] = {"max-model-len": 16384, "max-num-batched-tokens": 8192, "embedding-store-gib": 2}
     if scale.device == "cuda":
         llm["gpu-memory-utilization"] = 0.5

@@ -142,7 +142,8 @@ class TritonStep:
             scale, query.stride(0), query.stride(1), output.stride(0), tables.stride(0), tables.stride(1),
             keys.stride(0), keys.stride(1), keys.stride(2),
             WINDOW=window, GROUP=heads // keys.shape[2], ROWS=tiles.rows, HEAD_DIM=width,
-            WIDTH=_padded(width), BLOCK_SIZE=self._cache.block_size, TILE=tiles.keys, num_warps=tiles.warps, num_stages=2,
+            WIDTH=_padded(width), BLOCK_SIZE=self._cache.block_size, TILE=tiles.keys,
+            num_warps=tiles.warps, num_stages=2,
         )  # fmt: skip
 
 
