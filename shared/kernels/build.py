@@ -1,7 +1,8 @@
-"""Compiles the kernels for this machine and keeps the result on disk.
+"""Compiles the kernels for this machine, once, and gives the result to every process that asks.
 
-Knows compilers, flags and the cache folder. Does not know what the kernels
-compute. Needs no torch, so that a service compiles while it still imports.
+Knows compilers and flags. Does not know what the kernels compute, nor how a
+folder keeps what was compiled. Needs no torch, so that a service compiles while
+it still imports.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from threading import Lock, Thread
+
+from shared.kernels.cache import Cache, open_cache
 
 logger = logging.getLogger(__name__)
 
@@ -35,52 +38,79 @@ FLAGS = (
     "-pthread",
 )
 COMPILERS = ("c++", "g++", "clang++")
-COMPILE_TIMEOUT_S = 300.0
+VERSION_TIMEOUT_S = 30.0
+COMPILE_TIMEOUT_S = 180.0
+"""A busy core of this decade takes ten seconds."""
 CHECK_TIMEOUT_S = 60.0
-
-_BUILDING = Lock()
+OUTPUT_END = 2000
+"""Characters of a failed command's output that are told."""
 
 
 class BuildError(Exception):
     """The kernels cannot be had on this machine; says why."""
 
 
-@lru_cache(maxsize=1)
-def _built() -> Path:
-    compiler = _find_compiler()
-    target = cache_folder() / f"kernels-{_key(compiler)}.so"
-    if not target.exists():
-        _build(compiler, target)
-    return target
+class _Outcome:
+    """What this process has found out: a library or a reason, asked for any number of times."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._library: Path | None = None
+        self._error: BuildError | None = None
+
+    def library(self) -> Path:
+        """See `built_library`."""
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            if self._library is None:
+                try:
+                    self._library = build()
+                except BuildError as error:
+                    self._error = error
+                    raise
+            return self._library
+
+
+_OUTCOME = _Outcome()
 
 
 def built_library() -> Path:
-    """The compiled library, from the cache or made now (seconds).
-
-    A library is used only after it has computed a small case rightly in a
-    process of its own: whatever a compiler got wrong cannot take a service down.
+    """The compiled library, from the cache or made now (seconds). What failed once is not tried again.
 
     Raises:
         BuildError: no compiler, or none that gives a working library.
     """
-    with _BUILDING:
-        return _built()
+    return _OUTCOME.library()
 
 
 def build_early() -> None:
     """Begins to compile in the background, while the caller imports and reads; failures show later."""
 
-    def build() -> None:
+    def begin() -> None:
         with suppress(BuildError):
             built_library()
 
-    Thread(target=build, name="kernel-build", daemon=True).start()
+    Thread(target=begin, name="kernel-build", daemon=True).start()
 
 
-def cache_folder() -> Path:
-    """Where compiled code is kept: `percept` under XDG_CACHE_HOME, which is ~/.cache where it is not set."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "percept"
+def build(flags: tuple[str, ...] = FLAGS) -> Path:
+    """The library of this compiler, these flags and this processor.
+
+    It is used only after it has computed small cases rightly in a process of
+    its own: whatever a compiler got wrong cannot take a service down.
+
+    Raises:
+        BuildError: no compiler, or none that gives a working library.
+    """
+    compiler = _find_compiler()
+    try:
+        cache = open_cache()
+        name = f"kernels-{_key(compiler, flags)}.so"
+        with cache.locked(COMPILE_TIMEOUT_S + CHECK_TIMEOUT_S):
+            return cache.find(name) or _compile(compiler, flags, cache, name)
+    except OSError as error:
+        raise BuildError(f"the compiled kernels cannot be kept: {error}") from error
 
 
 def _find_compiler() -> str:
@@ -93,13 +123,14 @@ def _find_compiler() -> str:
     raise BuildError(f"no C++ compiler ({tried}) on PATH; install one (Debian: apt-get install g++)")
 
 
-def _key(compiler: str) -> str:
-    """Changes with the sources, the flags, the compiler and the processor."""
+def _key(compiler: str, flags: tuple[str, ...]) -> str:
+    """Changes with the sources, the flags, the compiler, the C library and the processor."""
     digest = hashlib.sha256()
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False, timeout=30).stdout
-    digest.update("\0".join((*FLAGS, platform.machine(), _processor())).encode() + version)
+    version = _run([compiler, "--version"], VERSION_TIMEOUT_S, f"{compiler} --version")
+    facts = (*flags, compiler, version, *platform.libc_ver(), platform.machine(), _processor())
+    digest.update("\0".join(facts).encode())
     return digest.hexdigest()[:24]
 
 
@@ -113,36 +144,41 @@ def _processor() -> str:
     return "\n".join(next((line for line in lines if line.startswith(kind)), "") for kind in kinds)
 
 
-def _build(compiler: str, target: Path) -> None:
-    """Compiles beside the target and moves it there whole, so that nobody sees half a library."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix="building-") as folder:
-            made = Path(folder) / target.name
-            _run([compiler, *FLAGS, str(ENTRY), "-o", str(made)], COMPILE_TIMEOUT_S, "compiling the kernels")
-            _run(
-                [sys.executable, "-m", "shared.kernels.check", str(made)],
-                CHECK_TIMEOUT_S,
-                "trying the kernels",
-            )
-            os.replace(made, target)
-    except OSError as error:
-        raise BuildError(f"{target.parent} cannot be written: {error}") from error
-    logger.info("compiled the kernels into %s", target)
+def _compile(compiler: str, flags: tuple[str, ...], cache: Cache, name: str) -> Path:
+    with tempfile.TemporaryDirectory(dir=cache.folder, prefix="building-") as folder:
+        made = Path(folder) / name
+        _run([compiler, *flags, str(ENTRY), "-o", str(made)], COMPILE_TIMEOUT_S, "compiling the kernels")
+        _run([sys.executable, "-m", "shared.kernels.check", str(made)], CHECK_TIMEOUT_S, "trying the kernels")
+        kept = cache.keep(made)
+    logger.info("compiled the kernels into %s", kept)
+    return kept
 
 
-def _run(command: list[str], timeout_s: float, what: str) -> None:
+def _run(command: list[str], timeout_s: float, what: str) -> str:
+    """What a command prints.
+
+    Raises:
+        BuildError: it cannot be run, fails, or takes too long; then it ends with all it has started.
+    """
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
-            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            check=False,
-            timeout=timeout_s,
             cwd=SOURCES.parent.parent.parent,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired as error:
-        raise BuildError(f"{what} took longer than {timeout_s:.0f} s") from error
-    if done.returncode != 0:
-        raise BuildError(f"{what} failed ({done.returncode}): {done.stderr.strip()[-2000:]}")
+    except OSError as error:
+        raise BuildError(f"{what}: {error}") from error
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise BuildError(f"{what} took longer than {timeout_s:g} s") from None
+    if process.returncode != 0:
+        raise BuildError(f"{what} failed ({process.returncode}): {output.strip()[-OUTPUT_END:]}")
+    return output

@@ -19,7 +19,7 @@ class Library:
     """One loaded library.
 
     Raises:
-        OSError: it cannot be loaded.
+        OSError: it cannot be loaded, or is of another version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,14 +30,21 @@ class Library:
         self._declare("percept_run", [pointer, ctypes.POINTER(Operation), count], None)
         for struct, name in ((Operation, "operation"), (AttentionPlan, "attention")):
             size = self._declare(f"percept_{name}_size", [], count)()
-            assert size == ctypes.sizeof(struct), f"{name}: {size} bytes in C++, {ctypes.sizeof(struct)} here"
+            if size != ctypes.sizeof(struct):
+                raise OSError(f"{path}: {name} has {size} bytes there and {ctypes.sizeof(struct)} here")
 
     def make_team(self, threads: int) -> Team:
-        """Starts `threads` - 1 threads; the caller of a program is the last."""
+        """Starts `threads` - 1 threads; the caller of a program is the last.
+
+        Raises:
+            OSError: the system gives no more threads.
+        """
         return Team(self._library, threads)
 
     def _declare(self, name: str, arguments: list[Any], result: type | None) -> Callable[..., Any]:
-        function = getattr(self._library, name)
+        function = getattr(self._library, name, None)
+        if function is None:
+            raise OSError(f"the library has no {name}")
         function.argtypes, function.restype = arguments, result
         declared: Callable[..., Any] = function
         return declared
@@ -53,8 +60,11 @@ class Team:
     def __init__(self, library: ctypes.CDLL, threads: int) -> None:
         self.size = threads
         self._team = library.percept_make_team(threads)
+        if not self._team:
+            raise OSError(f"the system gives no {threads} threads")
         self._run = library.percept_run
-        finalize(self, library.percept_drop_team, self._team)
+        # At the end of the process its threads end anyway, and one may still be computing.
+        finalize(self, library.percept_drop_team, self._team).atexit = False
 
     def run(self, operations: ctypes.Array[Operation], count: int) -> None:
         """Runs operations one after the other and waits; other Python threads go on meanwhile."""

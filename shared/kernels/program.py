@@ -125,9 +125,13 @@ class Program:
             output: (rows, columns), half as many where the weight is gated; may
                 be the residual itself. float32, or the program's type.
             bias: (columns,).
+            residual: of the program's type.
         """
         assert source.stride(1) == 1 and output.stride(1) == 1, "rows are not contiguous"
         assert self._dtype == torch.float32 or weight.depth % 2 == 0, "bfloat16 rows of odd length"
+        assert source.dtype == weight.panels.dtype == self._dtype, "another type than the program's"
+        assert output.dtype in (self._dtype, torch.float32), "the output has a type of its own"
+        assert residual is None or residual.dtype == self._dtype, "the residual has a type of its own"
         step = self._add(Kind.LINEAR, rows, source, output, weight.panels, bias, residual)
         step.columns, step.depth = weight.columns, weight.depth
         step.activation = Activation.SILU_GATE if weight.gated else activation
@@ -205,6 +209,8 @@ class Program:
 
     def unpack(self, rows: Count, weight: PackedMatrix, output: torch.Tensor) -> Operation:
         """Rows of a packed matrix as they were; the returned operation's `index` is to be set."""
+        assert self._dtype == torch.float32 or weight.depth % 2 == 0, "bfloat16 rows of odd length"
+        assert not weight.gated, "a gate and an up matrix lie side by side"
         step = self._add(Kind.UNPACK, rows, None, output, weight.panels)
         step.depth = weight.depth
         return step

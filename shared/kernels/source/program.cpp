@@ -8,6 +8,8 @@
 #include "rows.hpp"
 #include "threads.hpp"
 
+#include <system_error>
+
 using namespace percept;
 
 namespace {
@@ -28,7 +30,7 @@ struct Operation {
     const void *bias;     // or nullptr
     const void *residual; // or nullptr: rows of the output's shape that are added
     int64_t residual_stride;
-    const int64_t *index; // or nullptr: the input row of each output row
+    const int64_t *index; // UNPACK: the matrix row of each output row
     int32_t activation;
     int32_t wide;    // LINEAR: the output is float32 whatever the data type; NORM: centred
     float epsilon;   // NORM; of ANGLES the factor on cosines and sines
@@ -71,7 +73,7 @@ class Linear {
 
     void run(Team &team) const {
         // Few panels and many rows: the rows are shared out, too.
-        int64_t parts = std::clamp<int64_t>(4 * team.size() / panels_, 1, (rows_ + 47) / 48);
+        int64_t parts = std::clamp<int64_t>(4 * team.size() / panels_, 1, std::max<int64_t>(1, (rows_ + 47) / 48));
         int64_t items = panels_ * parts;
         for_items(team, items, rows_ <= 8 * TILE_ROWS ? share(items, team.size()) : 1, [&](int64_t item) {
             int64_t panel = item / parts, part = item % parts;
@@ -137,9 +139,9 @@ template <typename Type>
 void norm(Team &team, const Operation &o, int64_t rows) {
     typedef typename Type::Element Element;
     for_items(team, rows, share(rows, team.size()), [&](int64_t row) {
-        const Element *from = (const Element *)o.input + (o.index ? o.index[row] : row) * o.input_stride;
-        normalise<Type>(from, (const Element *)o.weight, (const Element *)o.bias,
-                        (Element *)o.output + row * o.output_stride, o.depth, o.epsilon, o.wide);
+        const Element *from = (const Element *)o.input + row * o.input_stride;
+        normalise<Type>(from, (const Element *)o.weight, (const Element *)o.bias, (Element *)o.output + row * o.output_stride,
+                        o.depth, o.epsilon, o.wide);
     });
 }
 
@@ -242,7 +244,14 @@ __attribute__((visibility("default"))) int64_t percept_operation_size() { return
 
 __attribute__((visibility("default"))) int64_t percept_attention_size() { return sizeof(Attention); }
 
-__attribute__((visibility("default"))) void *percept_make_team(int threads) { return new Team(threads); }
+// nullptr where the system gives no more threads.
+__attribute__((visibility("default"))) void *percept_make_team(int threads) {
+    try {
+        return new Team(threads);
+    } catch (const std::system_error &) {
+        return nullptr;
+    }
+}
 
 __attribute__((visibility("default"))) void percept_drop_team(void *team) { delete (Team *)team; }
 

@@ -39,14 +39,15 @@ class Team {
     static constexpr int IDLE_SPINS = 8000;
 
     explicit Team(int size) : size_(size < 1 ? 1 : size) {
-        for (int index = 1; index < size_; index++) threads_.emplace_back([this, index] { serve(index); });
+        try {
+            for (int index = 1; index < size_; index++) threads_.emplace_back([this, index] { serve(index); });
+        } catch (...) { // the system gives no more: those that it gave must end first
+            close();
+            throw;
+        }
     }
 
-    ~Team() {
-        closing_ = true;
-        announce();
-        for (std::thread &thread : threads_) thread.join();
-    }
+    ~Team() { close(); }
 
     int size() const { return size_; }
 
@@ -77,6 +78,12 @@ class Team {
     }
 
   private:
+    void close() {
+        closing_ = true;
+        announce();
+        for (std::thread &thread : threads_) thread.join();
+    }
+
     void announce() {
         job_number_.fetch_add(1, std::memory_order_release);
         job_number_.notify_all();
