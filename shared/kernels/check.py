@@ -28,7 +28,10 @@ Elements: TypeAlias = "array.array[int] | array.array[float]"
 
 def main() -> None:
     """Exits with 1 and a reason when the library is wrong."""
-    team = Library(Path(sys.argv[1])).make_team(2)
+    try:
+        team = Library(Path(sys.argv[1])).make_team(2)
+    except OSError as error:
+        sys.exit(str(error))
     for name in ("float32", "bfloat16"):
         _compare(f"{name}: a linear layer", _multiply(team, name), _products(), EXACT)
         close = EXACT if name == "float32" else ROUNDED
