@@ -159,9 +159,8 @@ def _load_tower(family: Family, device: torch.device, dtype: torch.dtype, settin
 
     tower = family.tower(device, dtype)
     team = start_team(device, dtype, settings.kernels, settings.threads)
-    if team is not None:
+    if team is not None and tower.use_kernels(team):
         leave_cores_to(team)
-        tower.use_kernels(team)
     return tower
 
 

@@ -134,8 +134,12 @@ class Tower(Protocol):
         """
         ...
 
-    def use_kernels(self, team: Team) -> None:
-        """Moves the tower's work to our CPU kernels, as far as there are any for it."""
+    def use_kernels(self, team: Team) -> bool:
+        """Moves the tower's work to our CPU kernels, as far as there are any for it.
+
+        Returns:
+            Whether it was moved. Where not, the log says why and torch goes on.
+        """
         ...
 
 

@@ -6,6 +6,7 @@ nor towers without a fixed picture size (Pixtral's).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from shared.families.weights import Prefixes
     from shared.kernels.blocks import BlockWeights
     from shared.kernels.library import Team
+
+logger = logging.getLogger(__name__)
 
 ROWS = "image_embeds"
 SIZES = "image_sizes"
@@ -135,14 +138,19 @@ class LlavaTower:
             rows = self._module.projector(chosen[:, 1:] if self._drops_first else chosen)
         return [{ROWS: part} for part in rows]
 
-    def use_kernels(self, team: Team) -> None:
+    def use_kernels(self, team: Team) -> bool:
         """See `Tower`. The blocks alone: patches and projector are a few percent of the work."""
-        from shared.kernels.blocks import KernelBlock, Workspace
+        from shared.kernels.blocks import KernelBlock, Workspace, obstacle
 
         blocks = [module for module in self._module.tower.modules() if hasattr(module, "layer_norm1")]
+        reason = obstacle(blocks, self._module.tower.config.hidden_act)
+        if reason is not None:
+            logger.info("torch computes this tower: %s", reason)
+            return False
         workspace = Workspace(team, blocks[0].layer_norm1.weight.dtype)
         for block in blocks:
             block.forward = KernelBlock(_block_weights(block, team), workspace).run_batch
+        return True
 
 
 def _block_weights(block: Any, team: Team) -> BlockWeights:

@@ -5,6 +5,7 @@ Knows both halves of the family, each made apart. Does not know who runs them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from shared.families.weights import Prefixes
     from shared.kernels.blocks import BlockWeights
     from shared.kernels.library import Team
+
+logger = logging.getLogger(__name__)
 
 ROWS = "image_embeds"
 GRID = "image_grid_thw"
@@ -157,16 +160,29 @@ class Qwen2VLTower:
         counts = [features.info.row_count for features in batch]
         return [{ROWS: part} for part in torch.split(rows, counts)]
 
-    def use_kernels(self, team: Team) -> None:
+    def use_kernels(self, team: Team) -> bool:
         """See `Tower`."""
-        from shared.kernels.blocks import KernelBlock, Workspace, replace_linear_layers, replace_patches
+        from shared.kernels.blocks import (
+            KernelBlock,
+            Workspace,
+            obstacle,
+            replace_linear_layers,
+            replace_patches,
+        )
 
         module = self._module
+        gated = hasattr(module.blocks[0].mlp, "gate_proj")
+        parts = [module.patch_embed, *module.blocks, module.merger]
+        reason = obstacle(parts, module.config.hidden_act, gated=gated)
+        if reason is not None:
+            logger.info("torch computes this tower: %s", reason)
+            return False
         workspace = Workspace(team, next(module.parameters()).dtype)
         module.patch_embed = replace_patches(module.patch_embed.proj, team)
         replace_linear_layers(module.merger, team)
         for block in module.blocks:
             block.forward = KernelBlock(_block_weights(block, team), workspace).run_segments
+        return True
 
 
 def _block_weights(block: Any, team: Team) -> BlockWeights:

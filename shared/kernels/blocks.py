@@ -6,7 +6,7 @@ not. Does not know families: a family says where a block keeps its weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,22 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "relu": Activation.RELU,
 }
 """Names of transformers' configurations. A gated layer is silu by itself."""
+
+
+def obstacle(parts: Sequence[nn.Module], activation: str, *, gated: bool = False) -> str | None:
+    """Why parts of a tower cannot run on these kernels, or None where they can.
+
+    Args:
+        activation: its name in the configuration.
+        gated: the feed-forward has a gate, which is always silu here.
+    """
+    if gated and activation != "silu":
+        return f"the activation is {activation}, of a gated layer"
+    if activation not in ACTIVATIONS:
+        return f"the activation is {activation}"
+    weights = [weight for part in parts for weight in part.parameters() if weight.dim() > 1]
+    odd = [weight[0].numel() for weight in weights if weight[0].numel() % 2]
+    return f"a width is odd: {odd[0]}" if odd else None
 
 
 @dataclass(frozen=True, slots=True)
