@@ -7,14 +7,15 @@
 // stored beyond one block.
 #pragma once
 
-#include "matrix.hpp"
+#include "tiles.hpp"
 
 #include <algorithm>
 #include <vector>
 
 namespace percept {
 
-constexpr int KEYS = 4 * PANEL; // keys of one block of scores
+constexpr int KEYS = 4 * PANEL;  // keys of one block of scores
+constexpr int64_t QUERIES = 96;  // rows that are multiplied with it at a time, of all heads that share it
 
 struct Attention {
     const void *query;    // row 0, head 0
@@ -34,7 +35,7 @@ struct Attention {
     float scale;
 
     int64_t group() const { return heads / key_heads; }
-    int64_t tile_rows() const { return std::max<int64_t>(1, 8 * TILE_ROWS / group()); }
+    int64_t tile_rows() const { return std::max<int64_t>(1, QUERIES / group()); }
     int64_t rows_of(int64_t sequence) const { return starts[sequence + 1] - starts[sequence]; }
     int64_t tiles_of(int64_t sequence) const { return (rows_of(sequence) + tile_rows() - 1) / tile_rows(); }
 };
@@ -177,11 +178,11 @@ class TileAttention {
         int64_t units = units_of<Type>(a_.width);
         for (int panel = 0; panel < KEYS / PANEL; panel++) {
             float *scores = scores_ + panel * PANEL;
-            multiply_panel<Type>(queries_, a_.width, rows_, keys_ + panel * units * 2, units, false,
-                                 [&](int64_t row, Floats low, Floats high) {
-                                     store_vector(scores + row * KEYS, low * a_.scale);
-                                     store_vector(scores + row * KEYS + LANES, high * a_.scale);
-                                 });
+            multiply_rows<Type>(queries_, a_.width, rows_, keys_ + panel * units * 2, units, false,
+                                [&](int64_t row, Floats low, Floats high) {
+                                    store_vector(scores + row * KEYS, low * a_.scale);
+                                    store_vector(scores + row * KEYS + LANES, high * a_.scale);
+                                });
         }
     }
 
@@ -238,12 +239,12 @@ class TileAttention {
     void gather_values(int64_t count) {
         for (int64_t panel = 0; panel < panels_; panel++) {
             const Words *values = values_ + panel * units_of<Type>(KEYS) * 2;
-            multiply_panel<Type>(weights_, KEYS, rows_, values, units_of<Type>(count), false,
-                                 [&](int64_t row, Floats low, Floats high) {
-                                     float *sums = sums_ + (row * panels_ + panel) * PANEL;
-                                     store_vector(sums, load_vector<Floats>(sums) + low);
-                                     store_vector(sums + LANES, load_vector<Floats>(sums + LANES) + high);
-                                 });
+            multiply_rows<Type>(weights_, KEYS, rows_, values, units_of<Type>(count), false,
+                                [&](int64_t row, Floats low, Floats high) {
+                                    float *sums = sums_ + (row * panels_ + panel) * PANEL;
+                                    store_vector(sums, load_vector<Floats>(sums) + low);
+                                    store_vector(sums + LANES, load_vector<Floats>(sums + LANES) + high);
+                                });
         }
     }
 

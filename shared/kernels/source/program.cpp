@@ -74,9 +74,10 @@ class Linear {
     void run(Team &team) const {
         // Few panels and many rows: the rows are shared out, too.
         int64_t parts = std::clamp<int64_t>(4 * team.size() / panels_, 1, std::max<int64_t>(1, (rows_ + 47) / 48));
+        parts = std::max(parts, (rows_ - 1) / rows_of_part<Type>(units_) + 1);
         int64_t items = panels_ * parts;
         for_items(team, items, rows_ <= 8 * TILE_ROWS ? share(items, team.size()) : 1, [&](int64_t item) {
-            int64_t panel = item / parts, part = item % parts;
+            int64_t panel = item % panels_, part = item / panels_;
             compute(panel, rows_ * part / parts, rows_ * (part + 1) / parts);
         });
     }
@@ -85,8 +86,8 @@ class Linear {
     void compute(int64_t panel, int64_t first, int64_t end) const {
         const Words *packed = (const Words *)o_.weight + panel * units_ * 2;
         const Element *rows = (const Element *)o_.input + first * o_.input_stride;
-        multiply_panel<Type>(rows, o_.input_stride, end - first, packed, units_, true,
-                             [&](int64_t row, Floats low, Floats high) { finish(panel, first + row, low, high); });
+        multiply_rows<Type>(rows, o_.input_stride, end - first, packed, units_, true,
+                            [&](int64_t row, Floats low, Floats high) { finish(panel, first + row, low, high); });
     }
 
     void finish(int64_t panel, int64_t row, Floats low, Floats high) const {
@@ -253,6 +254,12 @@ __attribute__((visibility("default"))) void *percept_make_team(int threads) {
     }
 }
 
+// The team takes its part of `cores` from now on: `own` of `count` places is its own.
+__attribute__((visibility("default"))) void percept_share_cores(void *team, void *places, int count, int own,
+                                                                int cores) {
+    ((Team *)team)->share(CoreShare((CorePlace *)places, count, own, cores));
+}
+
 __attribute__((visibility("default"))) void percept_drop_team(void *team) { delete (Team *)team; }
 
 __attribute__((visibility("default"))) void percept_run(void *team, const Operation *operations, int64_t count) {
@@ -263,6 +270,7 @@ __attribute__((visibility("default"))) void percept_run(void *team, const Operat
             const Operation &operation = operations[index];
             if (operation.data_type == BFLOAT16) run_operation<BFloat16>(threads, operation);
             else run_operation<Float32>(threads, operation);
+            leave_tiles();
         }
     });
 }

@@ -6,10 +6,14 @@
 // as far as it goes.
 #pragma once
 
+#include "cores.hpp"
+
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -38,7 +42,7 @@ class Team {
     static constexpr int BARRIER_SPINS = 4000;
     static constexpr int IDLE_SPINS = 8000;
 
-    explicit Team(int size) : size_(size < 1 ? 1 : size) {
+    explicit Team(int size) : size_(size < 1 ? 1 : size), calls_(new Call[size_]) {
         try {
             for (int index = 1; index < size_; index++) threads_.emplace_back([this, index] { serve(index); });
         } catch (...) { // the system gives no more: those that it gave must end first
@@ -49,16 +53,25 @@ class Team {
 
     ~Team() { close(); }
 
-    int size() const { return size_; }
+    // Threads that take part in the present job.
+    int size() const { return active_; }
 
-    // Runs `job(thread index)` on every thread, the caller's included, and waits for all.
+    // From now on takes only its part of the cores that it shares with other processes.
+    void share(const CoreShare &share) {
+        std::lock_guard<std::mutex> one_at_a_time(running_);
+        share_ = std::make_unique<CoreShare>(share);
+    }
+
+    // Runs `job(thread index)` on every thread that there is a core for, the caller's included, and waits for all.
     void run(const std::function<void(int)> &job) {
         std::lock_guard<std::mutex> one_at_a_time(running_);
+        active_ = share_ ? std::min(size_, share_->begin()) : size_;
         job_ = &job;
         counter_.store(0, std::memory_order_relaxed);
         announce();
         job(0);
         meet();
+        if (share_) share_->end();
     }
 
     // The next `count` items of the present operation: the first of them.
@@ -67,7 +80,8 @@ class Team {
     // Waits for all threads; then the next operation begins with item 0.
     void meet() {
         uint32_t generation = generation_.load(std::memory_order_acquire);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == (uint32_t)size_) {
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == (uint32_t)active_) {
+            if (share_) share_->go_on();
             arrived_.store(0, std::memory_order_relaxed);
             counter_.store(0, std::memory_order_relaxed);
             generation_.store(generation + 1, std::memory_order_release);
@@ -80,19 +94,27 @@ class Team {
   private:
     void close() {
         closing_ = true;
+        active_ = size_;
         announce();
         for (std::thread &thread : threads_) thread.join();
     }
 
+    // A thread of its own for each: those that take no part sleep on.
+    struct alignas(64) Call {
+        std::atomic<uint32_t> number{0};
+    };
+
     void announce() {
-        job_number_.fetch_add(1, std::memory_order_release);
-        job_number_.notify_all();
+        for (int index = 1; index < active_; index++) {
+            calls_[index].number.fetch_add(1, std::memory_order_release);
+            calls_[index].number.notify_one();
+        }
     }
 
     void serve(int index) {
         uint32_t seen = 0;
         while (true) {
-            await_change(job_number_, seen, IDLE_SPINS);
+            await_change(calls_[index].number, seen, IDLE_SPINS);
             seen++;
             if (closing_) return;
             (*job_)(index);
@@ -101,11 +123,13 @@ class Team {
     }
 
     const int size_;
+    int active_ = 1;
+    std::unique_ptr<CoreShare> share_;
+    const std::unique_ptr<Call[]> calls_;
     std::vector<std::thread> threads_;
     std::mutex running_;
     const std::function<void(int)> *job_ = nullptr;
     std::atomic<bool> closing_{false};
-    alignas(64) std::atomic<uint32_t> job_number_{0};
     alignas(64) std::atomic<uint32_t> generation_{0};
     alignas(64) std::atomic<uint32_t> arrived_{0};
     alignas(64) std::atomic<int64_t> counter_{0};

@@ -1,0 +1,207 @@
+// Many rows times a panel on a matrix unit, where the processor has one.
+//
+// Knows how panels and rows fit tile registers: sixteen units of a panel are two
+// tiles as they lie, and so are sixteen rows. Two by two tiles of sums give four
+// multiplications for four loads. Does not know linear layers or attention.
+#pragma once
+
+#include "matrix.hpp"
+#include "tile_registers.hpp"
+
+#include <algorithm>
+#include <type_traits>
+
+namespace percept {
+
+constexpr int64_t TILE = 16;              // rows of a tile, and units of depth of one multiplication
+constexpr int64_t UNIT_BYTES = 4 * PANEL; // of a panel
+constexpr int64_t STEP_BYTES = TILE * UNIT_BYTES;
+
+#if defined(PERCEPT_TILES)
+
+inline thread_local bool tiles_in_use = false;
+
+inline bool has_tiles() {
+    static const bool leave = tiles::ask_for_leave();
+    return leave;
+}
+
+inline void take_tiles() {
+    if (tiles_in_use) return;
+    tiles::Shapes shapes;
+    std::fill_n(shapes.row_bytes, 8, 64);
+    std::fill_n(shapes.rows, 8, TILE);
+    tiles::configure(shapes);
+    tiles_in_use = true;
+}
+
+// Tiles that nobody uses need not be saved when the system changes threads.
+inline void leave_tiles() {
+    if (tiles_in_use) tiles::release();
+    tiles_in_use = false;
+}
+
+// Copies up to sixteen words and fills up with zeros, without reading any further.
+inline void copy_words(const char *from, int64_t count, char *to) {
+#if defined(__AVX512F__)
+    _mm512_storeu_si512(to, _mm512_maskz_loadu_epi32((__mmask16)((1u << count) - 1), from));
+#else
+    std::memset(to, 0, 64);
+    std::memcpy(to, from, count * 4);
+#endif
+}
+
+// Fetches a share of the memory that comes next, some of it in each step.
+class Fetch {
+  public:
+    Fetch() = default;
+    Fetch(const char *from, const char *end, int64_t lines) : next_(from), end_(end), lines_(lines) {}
+
+    void go() {
+        for (int64_t line = 0; line < lines_ && next_ < end_; line++, next_ += 64) __builtin_prefetch(next_, 0, 2);
+    }
+
+  private:
+    const char *next_ = nullptr, *end_ = nullptr;
+    int64_t lines_ = 0;
+};
+
+// One panel, and blocks of 16 or 32 rows that are multiplied with it.
+class TilePanel {
+  public:
+    TilePanel(const Words *panel, int64_t units, int64_t passes, bool streamed)
+        : panel_((const char *)panel), steps_(units / TILE), left_(units % TILE), passes_(passes), streamed_(streamed) {
+        if (!left_) return;
+        for (int64_t unit = 0; unit < TILE; unit++) {
+            const char *from = panel_ + steps_ * STEP_BYTES + unit * UNIT_BYTES;
+            copy_words(from, unit < left_ ? TILE : 0, last_weights_ + unit * UNIT_BYTES);
+            copy_words(from + 64, unit < left_ ? TILE : 0, last_weights_ + unit * UNIT_BYTES + 64);
+        }
+    }
+
+    // Sums of `16 * HEIGHT` rows and 32 columns, row by row. `stride` is in bytes.
+    template <int HEIGHT>
+    void multiply(const char *rows, int64_t stride, int64_t pass, float *sums) {
+        clear<HEIGHT>();
+        const char *weights = panel_;
+        Fetch fetch = fetch_of(pass);
+        for (int64_t step = 0, steps = steps_; step < steps; step++, weights += STEP_BYTES) {
+            fetch.go();
+            add<HEIGHT>(rows + step * 64, stride, weights);
+        }
+        if (left_) add_last<HEIGHT>(rows + steps_ * 64, stride);
+        store<HEIGHT>(sums);
+    }
+
+  private:
+    // Tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 weights.
+    template <int HEIGHT>
+    static void clear() {
+        tiles::clear<0>();
+        tiles::clear<1>();
+        if constexpr (HEIGHT == 2) {
+            tiles::clear<2>();
+            tiles::clear<3>();
+        }
+    }
+
+    template <int HEIGHT>
+    static void add(const char *rows, int64_t stride, const char *weights) {
+        tiles::load<6>(weights, UNIT_BYTES);
+        tiles::load<4>(rows, stride);
+        tiles::multiply<0, 4, 6>();
+        tiles::load<7>(weights + 64, UNIT_BYTES);
+        tiles::multiply<1, 4, 7>();
+        if constexpr (HEIGHT == 2) {
+            tiles::load<5>(rows + TILE * stride, stride);
+            tiles::multiply<2, 5, 6>();
+            tiles::multiply<3, 5, 7>();
+        }
+    }
+
+    // Fewer than sixteen units are left: zeros fill them up, on both sides, because any number may stand there.
+    template <int HEIGHT>
+    void add_last(const char *rows, int64_t stride) {
+        alignas(64) char last_rows[HEIGHT * TILE * 64];
+        for (int64_t row = 0; row < HEIGHT * TILE; row++) copy_words(rows + row * stride, left_, last_rows + row * 64);
+        add<HEIGHT>(last_rows, 64, last_weights_);
+    }
+
+    template <int HEIGHT>
+    static void store(float *sums) {
+        tiles::store<0>(sums, UNIT_BYTES);
+        tiles::store<1>(sums + LANES, UNIT_BYTES);
+        if constexpr (HEIGHT == 2) {
+            tiles::store<2>(sums + TILE * PANEL, UNIT_BYTES);
+            tiles::store<3>(sums + TILE * PANEL + LANES, UNIT_BYTES);
+        }
+    }
+
+    // A single pass runs at the speed of memory, and fetches its own weights; several fetch the next panel.
+    Fetch fetch_of(int64_t pass) const {
+        if (!streamed_) return {};
+        int64_t bytes = steps_ * STEP_BYTES;
+        if (passes_ == 1) return {panel_ + AHEAD, panel_ + AHEAD + bytes, STEP_BYTES / 64};
+        const char *next = panel_ + bytes + left_ * UNIT_BYTES;
+        int64_t lines = (STEP_BYTES / 64 + passes_ - 1) / passes_;
+        return {next + bytes * pass / passes_, next + bytes * (pass + 1) / passes_, lines};
+    }
+
+    const char *panel_;
+    int64_t steps_, left_, passes_;
+    bool streamed_;
+    alignas(64) char last_weights_[STEP_BYTES];
+};
+
+// As `multiply_panel`, for sixteen rows or more. Where the number of rows is no
+// multiple of a tile's, the last tile begins earlier: its first sums are known
+// already and dropped.
+template <typename Finish>
+inline void multiply_tiles(const uint16_t *rows, int64_t stride, int64_t count, const Words *panel, int64_t units,
+                           bool streamed, Finish &&finish) {
+    take_tiles();
+    alignas(64) float sums[2 * TILE * PANEL];
+    TilePanel packed(panel, units, (count + 2 * TILE - 1) / (2 * TILE), streamed);
+    for (int64_t done = 0, pass = 0; done < count; pass++) {
+        int64_t height = count - done > TILE && count >= 2 * TILE ? 2 : 1;
+        int64_t first = std::min(done, count - height * TILE);
+        const char *from = (const char *)(rows + first * stride);
+        if (height == 2) packed.multiply<2>(from, stride * 2, pass, sums);
+        else packed.multiply<1>(from, stride * 2, pass, sums);
+        for (int64_t row = done; row < first + height * TILE; row++) {
+            const float *of_row = sums + (row - first) * PANEL;
+            finish(row, load_vector<Floats>(of_row), load_vector<Floats>(of_row + LANES));
+        }
+        done = first + height * TILE;
+    }
+}
+
+#else
+
+inline bool has_tiles() { return false; }
+inline void leave_tiles() {}
+
+#endif
+
+// Multiplies rows with one panel, on tiles where there are enough rows. See `multiply_panel`.
+template <typename Type, typename Finish>
+inline void multiply_rows(const typename Type::Element *rows, int64_t stride, int64_t count, const Words *panel,
+                          int64_t units, bool streamed, Finish &&finish) {
+#if defined(PERCEPT_TILES)
+    if constexpr (std::is_same_v<Type, BFloat16>) {
+        if (count >= TILE && has_tiles()) return multiply_tiles(rows, stride, count, panel, units, streamed, finish);
+    }
+#endif
+    multiply_panel<Type>(rows, stride, count, panel, units, streamed, finish);
+}
+
+// Rows to take through all panels before the next rows. Tiles read rows as fast
+// as the second-level cache gives them: half of it, 1 MiB, holds rows. But no
+// fewer rows than that the weights, which each such part reads again, keep up.
+template <typename Type>
+inline int64_t rows_of_part(int64_t units) {
+    if (!std::is_same_v<Type, BFloat16> || !has_tiles()) return INT64_MAX;
+    return std::max<int64_t>(64, (1 << 20) / (units * 4) / (2 * TILE) * (2 * TILE));
+}
+
+} // namespace percept
