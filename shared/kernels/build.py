@@ -37,6 +37,7 @@ FLAGS = (
     "-ffp-contract=fast",
     "-pthread",
 )
+WITHOUT_TILES = "-DPERCEPT_NO_TILES"
 COMPILERS = ("c++", "g++", "clang++")
 VERSION_TIMEOUT_S = 30.0
 COMPILE_TIMEOUT_S = 180.0
@@ -147,11 +148,22 @@ def _processor() -> str:
 def _compile(compiler: str, flags: tuple[str, ...], cache: Cache, name: str) -> Path:
     with tempfile.TemporaryDirectory(dir=cache.folder, prefix="building-") as folder:
         made = Path(folder) / name
-        _run([compiler, *flags, str(ENTRY), "-o", str(made)], COMPILE_TIMEOUT_S, "compiling the kernels")
-        _run([sys.executable, "-m", "shared.kernels.check", str(made)], CHECK_TIMEOUT_S, "trying the kernels")
+        try:
+            _make(compiler, flags, made)
+        except BuildError as error:
+            if "amx_tile" not in _processor():
+                raise
+            logger.warning("tile registers are left out, which is slower: %s", error)
+            _make(compiler, (*flags, WITHOUT_TILES), made)
         kept = cache.keep(made)
     logger.info("compiled the kernels into %s", kept)
     return kept
+
+
+def _make(compiler: str, flags: tuple[str, ...], made: Path) -> None:
+    """Compiles to a file and tries what has come out."""
+    _run([compiler, *flags, str(ENTRY), "-o", str(made)], COMPILE_TIMEOUT_S, "compiling the kernels")
+    _run([sys.executable, "-m", "shared.kernels.check", str(made)], CHECK_TIMEOUT_S, "trying the kernels")
 
 
 def _run(command: list[str], timeout_s: float, what: str) -> str:

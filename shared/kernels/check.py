@@ -16,9 +16,10 @@ from typing import TypeAlias
 from shared.kernels.library import Library, Team
 from shared.kernels.operation import Activation, AttentionPlan, DataType, Kind, Operation
 
-ROWS, COLUMNS, DEPTH = 13, 40, 34
+ROWS, COLUMNS, DEPTH = 35, 40, 34
+"""Rows enough for tile registers, where there are any."""
 PANEL_COUNT, PANEL = 2, 32
-KEYS, WIDTH = 7, 20
+KEYS, WIDTH = 19, 20
 EXACT = 1e-5
 ROUNDED = 2e-2
 """Attention rounds its weights and its output in bfloat16."""

@@ -116,6 +116,22 @@ def test_a_compiler_that_fails(
     assert [path.name for path in folder.iterdir()] == ["lock"]
 
 
+@pytest.mark.parametrize("processor", ["flags : avx512_bf16 amx_bf16 amx_tile", "flags : avx512_bf16"])
+def test_kernels_that_fail_with_tiles_are_made_without(
+    compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processor: str
+) -> None:
+    """Only where the processor has some; elsewhere that would change nothing."""
+    monkeypatch.setattr(building, "_processor", lambda: processor)
+    compiler('case "$*" in *NO_TILES*) exec "$TRUE_CXX" "$@";; *) echo empty > "$OUT";; esac')
+    if "amx_tile" in processor:
+        assert Library(build()).make_team(1).size == 1
+        assert calls(tmp_path) == 2
+    else:
+        with pytest.raises(BuildError, match="trying the kernels failed"):
+            build()
+        assert calls(tmp_path) == 1
+
+
 @pytest.mark.parametrize("broken", ["--version", "compiling"])
 def test_a_compiler_that_hangs_is_ended_with_all_it_started(
     compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
