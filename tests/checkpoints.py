@@ -222,7 +222,7 @@ def _save_model(config: Any, tokenizer: Any, folder: Path, seed: int, shard_size
     from transformers import AutoModelForImageTextToText, GenerationConfig
 
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
-    _randomise(model, seed, quiet_ids=tokenizer.all_special_ids)
+    randomise(model, seed, quiet_ids=tokenizer.all_special_ids)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=[tokenizer.eos_token_id],
@@ -231,7 +231,7 @@ def _save_model(config: Any, tokenizer: Any, folder: Path, seed: int, shard_size
     model.save_pretrained(folder, max_shard_size=shard_size)
 
 
-def _randomise(model: Any, seed: int, quiet_ids: list[int]) -> None:
+def randomise(model: Any, seed: int, quiet_ids: list[int]) -> None:
     """Fills all parameters; `quiet_ids` get small output logits, so that answers run on."""
     import torch
 

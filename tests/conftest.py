@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def repository() -> Path:
     """The root of the source tree."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def needs_compiler() -> None:
+    """The kernels for the CPU are compiled; where there is nothing to compile them, torch computes."""
+    from shared.kernels.build import COMPILERS
+
+    if not any(map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))):
+        pytest.skip("there is no C++ compiler (Debian: apt-get install g++)")
 
 
 @pytest.fixture(scope="session")

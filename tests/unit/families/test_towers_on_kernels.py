@@ -27,7 +27,7 @@ GetFamily = Callable[[str], Family]
 
 
 @pytest.fixture(scope="module")
-def team() -> Team:
+def team(needs_compiler: None) -> Team:
     return Library(built_library()).make_team(2)
 
 

@@ -44,6 +44,11 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return chosen
 
 
+@pytest.fixture(autouse=True, scope="session")
+def compiler_there(needs_compiler: None) -> None:
+    """All of this is about compiled code."""
+
+
 @pytest.fixture(autouse=True)
 def same_numbers() -> None:
     """Failures repeat."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -59,19 +59,28 @@ class Tiny:
         return self.answers[question]
 
 
-Tinies = Callable[[str], Tiny]
+class Tinies(Protocol):
+    """Finds a family's tiny checkpoint by model type; see `EngineSettings.kernels`."""
+
+    def __call__(self, model_type: str, kernels: str = "auto") -> Tiny: ...
 
 
 @pytest.fixture(scope="session")
 def tinies(tmp_path_factory: pytest.TempPathFactory) -> Tinies:
-    """Returns the family's tiny checkpoint by model type."""
-    made: dict[str, Tiny] = {}
+    """Makes each once; the reference and its answers serve both ways of computing."""
+    made: dict[tuple[str, str], Tiny] = {}
 
-    def make(model_type: str) -> Tiny:
-        if model_type not in made:
+    def make(model_type: str, kernels: str = "auto") -> Tiny:
+        name = (model_type, kernels)
+        if name not in made and kernels == "auto":
             folder = build_tiny(model_type, tmp_path_factory.mktemp(model_type))  # type: ignore[arg-type]
-            made[model_type] = make_tiny(folder)
-        return made[model_type]
+            made[name] = make_tiny(folder)
+        elif name not in made:
+            tiny = make(model_type)
+            driver = Driver(tiny.checkpoint, kernels=kernels)
+            driver.rows = tiny.driver.rows
+            made[name] = replace(tiny, driver=driver)
+        return made[name]
 
     return make
 
@@ -87,7 +96,11 @@ def make_tiny(folder: Path) -> Tiny:
     return Tiny(checkpoint, ReferenceModel(folder), driver, placeholder, pictures)
 
 
-@pytest.fixture(params=MODEL_TYPES, scope="session")
+# Each family on our kernels, and the modeling code with one and with three axes.
+WAYS = [*((model_type, "auto") for model_type in MODEL_TYPES), ("qwen2_vl", "torch"), ("llava", "torch")]
+
+
+@pytest.fixture(params=WAYS, ids="-".join, scope="session")
 def tiny(request: pytest.FixtureRequest, tinies: Tinies) -> Tiny:
     """Each family in turn."""
-    return tinies(request.param)
+    return tinies(*request.param)
