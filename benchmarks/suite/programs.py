@@ -42,9 +42,9 @@ class Program:
 PROGRAMS = (
     Program("start_time", "benchmarks.suite.start_time", False, ("--repeats=3",), ("--repeats=1",)),
     Program("transfer", "benchmarks.transfer", False, ("--repeats=20",), ("--repeats=8",)),
-    Program("overhead", "benchmarks.overhead", False, ("--repeats=200",), ("--repeats=80",)),
+    Program("overhead", "benchmarks.overhead", False, ("--repeats=150",), ("--repeats=80",)),
     Program("repeats", "benchmarks.repeats", True, ("--repeats=12",), ("--repeats=5",)),
-    Program("overlap", "benchmarks.overlap", True, ("--repeats=9",), ("--repeats=3",)),
+    Program("overlap", "benchmarks.overlap", True, ("--repeats=7",), ("--repeats=3",)),
 )
 LIMITS = Program("limits", "benchmarks.limits", False, ("--seconds=2",), ("--seconds=1",))
 

@@ -87,7 +87,8 @@ class Rounds:
             self._say(f"{turn.peer.name} is ready and warm after {ready_s:.0f} s")
             for place, case in enumerate(self._cases):
                 adapted = turn.peer.adapt(case)
-                if adapted is not None:
+                wanted = turn.round_index == 0 or not case.first_round_only
+                if adapted is not None and wanted:
                     seed = SEEDS_PER_ROUND * (turn.round_index + 1) + place
                     self._measure(turn, session, adapted.seeded(seed))
 
