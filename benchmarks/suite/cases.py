@@ -16,7 +16,7 @@ IMAGE = Workload(prompt_tokens=39, output_tokens=32, images=1, image_width=448, 
 # Every tenth request is heavy; the others come and go, so that there are many to take a p99 of.
 MIX = replace(TEXT, output_tokens=8, images=1, image_share=0.1)
 MIX_RATE = 1.5
-"""Requests per second: a rate that two cores sustain, so that waiting is about order and not about backlog."""
+"""Requests per second: two cores sustain it, so that waiting is about order and not about backlog."""
 
 
 @dataclass(frozen=True, slots=True)
