@@ -6,7 +6,8 @@ FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    HF_HOME=/cache
+    HF_HOME=/cache \
+    XDG_CACHE_HOME=/cache
 # Where pip looks for packages besides its default: name an index of CPU-only
 # builds of torch here for images that are some gigabytes smaller.
 ARG PIP_EXTRA_INDEX_URL=
@@ -27,13 +28,17 @@ USER percept
 EXPOSE 8000
 CMD ["percept", "gateway", "--listen", "0.0.0.0:8000"]
 
-FROM base AS encoder
+# What computes on a CPU is compiled for it at the first start, in seconds, and kept in /cache.
+FROM base AS compiler
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+
+FROM compiler AS encoder
 RUN pip install '.[encoder]'
 USER percept
 EXPOSE 50051
 CMD ["percept", "encoder", "--listen", "0.0.0.0:50051"]
 
-FROM base AS llm
+FROM compiler AS llm
 RUN pip install '.[llm]'
 USER percept
 EXPOSE 50052

@@ -138,11 +138,11 @@ class Stack:
 class UpStack(Stack):
     """`percept up` with a checkpoint, ready."""
 
-    def __init__(self, model: Path | str, *flags: str) -> None:
+    def __init__(self, model: Path | str, *flags: str, environment: dict[str, str] | None = None) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         arguments = ["up", "--port", str(self.port), "--model", str(model), *flags]
-        super().__init__(arguments)
+        super().__init__(arguments, environment=environment)
         try:
             self.ready_line = self.wait_for(r"^Ready: ")
         except BaseException:

@@ -51,6 +51,16 @@ def stages(repository: Path) -> dict[str, list[str]]:
     return found
 
 
+def test_what_is_compiled_is_kept_in_the_volume(repository: Path) -> None:
+    """The services that compute have a compiler; a new container finds what an old one has compiled."""
+    text = (repository / "Dockerfile").read_text()
+    for target in ("encoder", "llm"):
+        assert f"FROM compiler AS {target}" in text
+        assert load(repository, FILES[0])["services"][target]["volumes"] == ["checkpoints:/cache"]
+    assert "g++" in " ".join(stages(repository)["compiler"])
+    assert "XDG_CACHE_HOME=/cache" in " ".join(stages(repository)["base"])
+
+
 def test_every_service_has_its_image_and_health_check(repository: Path) -> None:
     services = load(repository, FILES[0])["services"]
     assert set(services) == {"encoder", "llm", "gateway"}

@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import openai
 import psutil
 import pytest
 
 from percept.launcher.supervisor import MAX_RESTARTS
+from tests.asking import picture, user
 from tests.stack import START_TIMEOUT_S, Stack, UpStack, clean_environment, free_port
 
 pytestmark = pytest.mark.end_to_end
@@ -90,6 +92,24 @@ def test_services_do_not_outlive_a_launcher_that_was_killed(tiny_checkpoint: Cal
     for process in left:
         process.kill()
     assert not left
+
+
+def test_without_a_working_compiler_torch_answers(tiny_checkpoint: Callable[[str], Path]) -> None:
+    """Kernels of our own are a matter of speed alone, and the log says that they are missing."""
+    stack = UpStack(tiny_checkpoint("qwen2_vl"), environment=clean_environment(CXX="/bin/false"))
+    try:
+        said = [line for line in stack.lines if "torch computes, which is slower: /bin/false" in line]
+        assert {line.split()[0] for line in said} == {"encoder", "llm"}
+        client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", timeout=60)
+        answer = client.chat.completions.create(
+            model=client.models.list().data[0].id,
+            messages=[user(picture(3), "what is this?")],  # type: ignore[list-item]
+            max_tokens=4,
+        )
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens > 0
+    finally:
+        stack.kill()
 
 
 def test_the_config_file_is_read(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
