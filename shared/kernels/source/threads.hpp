@@ -80,7 +80,8 @@ class Team {
     // Waits for all threads; then the next operation begins with item 0.
     void meet() {
         uint32_t generation = generation_.load(std::memory_order_acquire);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == (uint32_t)active_) {
+        uint32_t all = (uint32_t)active_; // read before arriving: once all have arrived, the next job may change it
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == all) {
             if (share_) share_->go_on();
             arrived_.store(0, std::memory_order_relaxed);
             counter_.store(0, std::memory_order_relaxed);
