@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +23,7 @@ from shared.kernels import start
 from shared.kernels.build import BuildError, build
 from shared.kernels.cache import Cache, open_cache
 from shared.kernels.library import Library
+from shared.kernels.operation import AttentionPlan, Operation
 
 CPU = torch.device("cpu")
 Compiler = Callable[[str], Path]
@@ -160,26 +163,34 @@ def test_a_file_that_is_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         build()
 
 
-HEAD = """
-#include <cstdint>
-#define SHOWN extern "C" __attribute__((visibility("default")))
-SHOWN int64_t percept_operation_size() { return %d; }
-SHOWN int64_t percept_attention_size() { return %d; }
-SHOWN void *percept_make_team(int) { static int team; return &team; }
-SHOWN void percept_drop_team(void *) {}
-"""
+def fake(folder: Path, *, run: str | None, size_change: int = 0) -> Path:
+    """Source of a library with all functions of the true one, which do nothing.
 
-LIARS = {
-    "computes nothing": ("SHOWN void percept_run(void *, void *, int64_t) {}", "a linear layer is off by"),
-    "crashes": (
-        "SHOWN void percept_run(void *, void *, int64_t) { *(volatile int *)8 = 1; }",
-        r"failed \(-11\)",
-    ),
-    "never ends": (
-        'SHOWN void percept_run(void *, void *, int64_t) { for (;;) asm volatile(""); }',
-        "longer than 2 s",
-    ),
-    "lacks a function": ("", "has no percept_run"),
+    Args:
+        run: body of the function that runs programs; None to leave it out.
+        size_change: of the structs that it says it takes.
+    """
+    bodies = {
+        "percept_operation_size": f"return {ctypes.sizeof(Operation) + size_change};",
+        "percept_attention_size": f"return {ctypes.sizeof(AttentionPlan) + size_change};",
+        "percept_make_team": "return 1;",
+        "percept_run": f"{run} return 0;",
+    }
+    lines = ["#include <cstdint>"]
+    for name in sorted(set(re.findall(r"percept_\w+(?=\()", building.ENTRY.read_text()))):
+        if name != "percept_run" or run is not None:
+            head = 'extern "C" __attribute__((visibility("default"))) int64_t'
+            lines.append(f"{head} {name}(...) {{ {bodies.get(name, 'return 0;')} }}")
+    source = folder / "fake.cpp"
+    source.write_text("\n".join(lines) + "\n")
+    return source
+
+
+LIARS: dict[str, tuple[str | None, str]] = {
+    "computes nothing": ("", "a linear layer is off by"),
+    "crashes": ("*(volatile int *)8 = 1;", r"failed \(-11\)"),
+    "never ends": ('for (;;) asm volatile("");', "took longer than 2 s"),
+    "lacks a function": (None, "has no percept_run"),
 }
 
 
@@ -187,25 +198,18 @@ LIARS = {
 def test_a_library_that_is_wrong_is_never_used(
     compiler: Compiler, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    import ctypes
-
-    from shared.kernels.operation import AttentionPlan, Operation
-
     monkeypatch.setattr(building, "CHECK_TIMEOUT_S", 2.0)
-    body, reason = LIARS[name]
-    source = tmp_path / "liar.cpp"
-    source.write_text(HEAD % (ctypes.sizeof(Operation), ctypes.sizeof(AttentionPlan)) + body)
-    compiler(f'exec $TRUE_CXX -shared -fPIC {source} -o "$OUT"')
+    run, reason = LIARS[name]
+    compiler(f'exec $TRUE_CXX -shared -fPIC {fake(tmp_path, run=run)} -o "$OUT"')
     with pytest.raises(BuildError, match=f"trying the kernels .*{reason}"):
         build()
     assert [path.name for path in folder.iterdir()] == ["lock"]
 
 
 def test_a_library_of_another_version_is_refused(compiler: Compiler, tmp_path: Path) -> None:
-    source = tmp_path / "other.cpp"
-    source.write_text(HEAD % (1, 1) + "SHOWN void percept_run(void *, void *, int64_t) {}")
+    source = fake(tmp_path, run="", size_change=8)
     compiler(f'exec $TRUE_CXX -shared -fPIC {source} -o "$OUT"')
-    with pytest.raises(BuildError, match=r"operation has 1 bytes there and \d+ here"):
+    with pytest.raises(BuildError, match=r"operation has \d+ bytes there and \d+ here"):
         build()
 
 
