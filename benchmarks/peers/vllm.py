@@ -40,6 +40,8 @@ class Vllm(ServerPeer):
         found = {
             "VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB),
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, place.cores)),
+            # What it compiles ahead of time it cannot load again, and compiles anew at each start.
+            "VLLM_USE_AOT_COMPILE": "0",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
         }
