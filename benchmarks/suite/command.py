@@ -44,7 +44,9 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the suite. 0 where it came to its end, whatever the bars; 130 where it was interrupted."""
     chosen = _arguments(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    # A shell starts what it puts in the background with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     run = SuiteRun(chosen)
     try:
         run.run()
@@ -82,6 +84,7 @@ class SuiteRun:
 
     def keep(self) -> None:
         """Writes what is known: JSON and Markdown."""
+        self._out.mkdir(parents=True, exist_ok=True)
         judged = judge_all(self._results)
         found = {**self._results.to_json(), "bars": [each.to_json() for each in judged]}
         (self._out / "suite.json").write_text(json.dumps(found, indent=2) + "\n")
