@@ -36,6 +36,7 @@ FLAGS = (
     "-fno-math-errno",
     "-ffp-contract=fast",
     "-pthread",
+    "-Wno-psabi",  # no large vector crosses the library's border
 )
 WITHOUT_TILES = "-DPERCEPT_NO_TILES"
 COMPILERS = ("c++", "g++", "clang++")

@@ -11,7 +11,16 @@
 namespace percept {
 
 constexpr int PANEL = 2 * LANES;
-constexpr int TILE_ROWS = 12; // 24 sums of 16 lanes, and the registers left hold weights
+constexpr int REGISTERS = 4 * PANEL / REGISTER_BYTES; // that hold a panel's columns
+#if defined(__AVX512F__)
+constexpr int TILE_ROWS = 12; // 24 of 32 registers are sums, and those left hold weights
+#elif defined(__AVX__)
+constexpr int TILE_ROWS = 3; // 12 of 16
+#elif defined(__aarch64__)
+constexpr int TILE_ROWS = 3; // 24 of 32
+#else
+constexpr int TILE_ROWS = 1; // 8 of 16
+#endif
 constexpr int64_t AHEAD = 8192; // bytes; the processor's own prefetching stops at every 4 KiB
 
 template <typename Type>
@@ -19,12 +28,14 @@ constexpr int64_t units_of(int64_t depth) { return (depth + Type::PER_UNIT - 1) 
 
 inline void prefetch(const void *address) { __builtin_prefetch(address, 0, 3); }
 
-// Sums of ROWS rows over all units of one panel, two vectors of each row. Not
+// Sums of ROWS rows over all units of one panel, 32 columns of each row. Not
 // inlined: the sums must stay in registers, whatever becomes of them afterwards.
+// Where a panel's columns are two registers, they stay while the rows pass; of
+// smaller registers there are too few, and the rows' elements stay instead.
 template <typename Type, int ROWS>
 __attribute__((noinline)) void multiply_tile(const typename Type::Element *rows, int64_t stride, const Words *panel,
                                              int64_t units, const char *wanted, int64_t every, Floats *result) {
-    Floats sums[ROWS][2] = {};
+    FloatRegister sums[ROWS][REGISTERS] = {};
     const char *row[ROWS];
     for (int r = 0; r < ROWS; r++) row[r] = (const char *)(rows + r * stride);
     for (int64_t unit = 0; unit < units;) {
@@ -36,21 +47,33 @@ __attribute__((noinline)) void multiply_tile(const typename Type::Element *rows,
             end = unit + every < units ? unit + every : units;
         }
         for (; unit < end; unit++) {
-            Words first = load_vector<Words>(panel), second = load_vector<Words>(panel + 1);
-            panel += 2;
+            if constexpr (REGISTERS == 2) {
+                WordRegister first = load_vector<WordRegister>(panel), second = load_vector<WordRegister>(panel + 1);
 #pragma GCC unroll 16
-            for (int r = 0; r < ROWS; r++) {
-                uint32_t value;
-                std::memcpy(&value, row[r] + unit * 4, 4);
-                sums[r][0] = Type::multiply_add(sums[r][0], first, value);
-                sums[r][1] = Type::multiply_add(sums[r][1], second, value);
+                for (int r = 0; r < ROWS; r++) {
+                    uint32_t value;
+                    std::memcpy(&value, row[r] + unit * 4, 4);
+                    sums[r][0] = Type::multiply_add(sums[r][0], first, value);
+                    sums[r][1] = Type::multiply_add(sums[r][1], second, value);
+                }
+            } else {
+                uint32_t values[ROWS];
+#pragma GCC unroll 16
+                for (int r = 0; r < ROWS; r++) std::memcpy(&values[r], row[r] + unit * 4, 4);
+#pragma GCC unroll 8
+                for (int i = 0; i < REGISTERS; i++) {
+                    WordRegister weights = load_vector<WordRegister>((const char *)panel + i * REGISTER_BYTES);
+#pragma GCC unroll 16
+                    for (int r = 0; r < ROWS; r++) sums[r][i] = Type::multiply_add(sums[r][i], weights, values[r]);
+                }
             }
+            panel += 2;
         }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; r++) {
-        result[2 * r] = sums[r][0];
-        result[2 * r + 1] = sums[r][1];
+#pragma GCC unroll 8
+        for (int i = 0; i < REGISTERS; i++) store_vector((char *)(result + 2 * r) + i * REGISTER_BYTES, sums[r][i]);
     }
 }
 

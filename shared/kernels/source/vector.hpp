@@ -21,6 +21,17 @@ typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 
+// One register of this processor. Compilers keep larger vectors in memory, which inner loops cannot afford.
+#if defined(__AVX512F__)
+constexpr int REGISTER_BYTES = 64;
+#elif defined(__AVX__)
+constexpr int REGISTER_BYTES = 32;
+#else
+constexpr int REGISTER_BYTES = 16;
+#endif
+typedef float FloatRegister __attribute__((vector_size(REGISTER_BYTES)));
+typedef uint32_t WordRegister __attribute__((vector_size(REGISTER_BYTES)));
+
 inline Floats all(float value) { return value - Floats{}; }
 
 template <typename Vector>
@@ -111,11 +122,11 @@ struct Float32 {
     static float widen(Element value) { return value; }
     static Element narrow(float value) { return value; }
 
-    // sum += weight * one unit of a row, for sixteen columns
-    static Floats multiply_add(Floats sum, Words weight, uint32_t unit) {
+    // sum += weight * one unit of a row, for as many columns as a register has
+    static FloatRegister multiply_add(FloatRegister sum, WordRegister weight, uint32_t unit) {
         float value;
         std::memcpy(&value, &unit, sizeof value);
-        return sum + (Floats)weight * value;
+        return sum + (FloatRegister)weight * value;
     }
 };
 
@@ -156,15 +167,13 @@ struct BFloat16 {
     }
 
     // Two products per column: a unit holds two neighbouring elements of a row, a word the same of a column.
-    static Floats multiply_add(Floats sum, Words weight, uint32_t unit) {
+    static FloatRegister multiply_add(FloatRegister sum, WordRegister weight, uint32_t unit) {
 #if defined(__AVX512BF16__)
-        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weight, (__m512bh)_mm512_set1_epi32((int)unit));
+        return (FloatRegister)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weight, (__m512bh)_mm512_set1_epi32((int)unit));
 #else
-        uint32_t bits[2] = {unit << 16, unit & 0xffff0000u};
-        float even, odd;
-        std::memcpy(&even, &bits[0], sizeof even);
-        std::memcpy(&odd, &bits[1], sizeof odd);
-        return sum + (Floats)(weight << 16) * even + (Floats)(weight & 0xffff0000u) * odd;
+        WordRegister both = unit - WordRegister{};
+        sum += (FloatRegister)(weight << 16) * (FloatRegister)(both << 16);
+        return sum + (FloatRegister)(weight & 0xffff0000u) * (FloatRegister)(both & 0xffff0000u);
 #endif
     }
 };
