@@ -158,7 +158,7 @@ def _load_tower(family: Family, device: torch.device, dtype: torch.dtype, settin
     from shared.kernels.start import leave_cores_to, start_team
 
     tower = family.tower(device, dtype)
-    team = start_team(device, dtype, settings.kernels, settings.threads)
+    team = start_team(device, dtype, settings.kernels, settings.threads, settings.shared_cores)
     if team is not None and tower.use_kernels(team):
         leave_cores_to(team)
     return tower

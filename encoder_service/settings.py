@@ -25,6 +25,11 @@ class EncoderSettings(ServiceSettings):
         "auto", description="Element type of the tower and of its embeddings; auto takes float32 on the CPU."
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of the tower. Default: torch's own.")
+    shared_cores: str | None = Field(
+        None,
+        description="File through which services on this machine share its cores: each takes its part while "
+        "others compute, and all while they do not. percept up makes one.",
+    )
     kernels: Literal["auto", "torch"] = Field(
         "auto",
         description="What computes on the CPU. auto: Percept's own kernels, compiled at the first start, "

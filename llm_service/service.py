@@ -151,6 +151,7 @@ def engine_settings(settings: LlmSettings, checkpoint: Checkpoint) -> EngineSett
         dtype=settings.dtype,
         threads=settings.threads,
         kernels=settings.kernels,
+        shared_cores=settings.shared_cores,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,

@@ -26,6 +26,11 @@ class LlmSettings(ServiceSettings):
         description="Element type of weights and KV cache; auto: float32 on CPU, the checkpoint's on CUDA.",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads for computing. Default: the library's.")
+    shared_cores: str | None = Field(
+        None,
+        description="File through which services on this machine share its cores: each takes its part while "
+        "others compute, and all while they do not. percept up makes one.",
+    )
     kernels: Literal["auto", "torch"] = Field(
         "auto",
         description="What computes on the CPU. auto: Percept's own kernels, compiled at the first start, "

@@ -1,7 +1,8 @@
 """Settings of `percept up`, and how they reach the services.
 
 `up` takes its own settings and those of all three services, except the ones that
-it decides itself: where each listens, whom it calls, and how many threads it has.
+it decides itself: where each listens, whom it calls, how many threads it has and
+how it shares the cores.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pydantic import Field
 from percept.services import BUNDLED_MODEL, SERVICES
 from shared.settings import ServiceSettings
 
-DECIDED_BY_UP = frozenset({"listen", "encoder", "llm", "threads"})
+DECIDED_BY_UP = frozenset({"listen", "encoder", "llm", "threads", "shared_cores"})
 """Fields of the services that `up` fills in."""
 
 
@@ -31,12 +32,12 @@ class UpSettings(ServiceSettings):
     encoder_threads: int | None = Field(
         None,
         ge=1,
-        description="Threads of each encoder's tower. Default: the encoders share a third of the cores.",
+        description="Most threads of each encoder's tower. Default: the encoders share all cores.",
     )
     llm_threads: int | None = Field(
         None,
         ge=1,
-        description="Threads of each LLM's engine. Default: the LLMs share what the encoders leave.",
+        description="Most threads of each LLM's engine. Default: the LLMs share all cores.",
     )
     start_timeout_s: float = Field(
         1800.0, gt=0, description="Longest time until all services are ready, in seconds; includes downloads."

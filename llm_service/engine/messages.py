@@ -33,6 +33,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         enable_prefix_caching: reuse blocks of equal content.
         enforce_eager: record no CUDA graphs.
         log_level: name of a level of the logging module.
+        shared_cores: file of the table through which services share cores.
         kernels: "auto": our own on the CPU where they fit the model; "torch": never.
     """
 
@@ -50,6 +51,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enforce_eager: bool = False
     log_level: str = "info"
     kernels: Literal["auto", "torch"] = "auto"
+    shared_cores: str | None = None
 
 
 class SamplingSettings(msgspec.Struct, frozen=True):

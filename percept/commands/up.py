@@ -9,6 +9,7 @@ import asyncio
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from percept.commands.serve import read_config, refuse
@@ -32,10 +33,12 @@ def _run(flags: dict[str, Any], config_file: Path | None) -> None:
     try:
         config = read_config(config_file)
         up = load_settings(UpSettings, _own(flags), section="up", config=config)
-        plan = make_plan(up, flags, config)
+        with NamedTemporaryFile(prefix="percept-cores-") as core_table:
+            plan = make_plan(up, flags, config, core_table.name)
+            status = asyncio.run(run_plan(plan, up.start_timeout_s))
     except SettingsError as error:
         refuse(error)
-    raise SystemExit(asyncio.run(run_plan(plan, up.start_timeout_s)))
+    raise SystemExit(status)
 
 
 def _own(flags: dict[str, Any]) -> dict[str, Any]:

@@ -58,32 +58,25 @@ class Plan:
     needs_key: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Cores:
-    """Threads of each encoder and of each LLM."""
+def split_cores(core_count: int, services: int) -> int:
+    """Threads of each of several encoders, or of several LLMs: their even part of the cores, one at least.
 
-    encoder: int
-    llm: int
-
-
-def split_cores(core_count: int, encoders: int, llms: int) -> Cores:
-    """Shares the cores out: a third to the encoders, the rest to the LLMs, one at least to each.
-
-    The LLM works for every token and an encoder once for each picture, so the
-    LLMs get more. The gateway waits most of its time and gets no core of its own.
+    Encoders and LLMs together get twice the cores: they divide them anew at
+    every step, by who computes at the time.
     """
-    encoder_cores = max(1, core_count // 3)
-    llm_cores = max(1, core_count - encoder_cores)
-    return Cores(encoder=max(1, encoder_cores // encoders), llm=max(1, llm_cores // llms))
+    return max(1, core_count // services)
 
 
-def make_plan(up: UpSettings, flags: Mapping[str, Any], config: ConfigFile) -> Plan:
+def make_plan(
+    up: UpSettings, flags: Mapping[str, Any], config: ConfigFile, core_table: str | None = None
+) -> Plan:
     """Decides every service's settings.
 
     Args:
         up: the settings of `percept up`.
         flags: all flags that were given, those of the services included.
         config: the --config file.
+        core_table: file through which the services share the cores.
 
     Raises:
         SettingsError: a service refuses its settings, or the port is taken.
@@ -92,13 +85,18 @@ def make_plan(up: UpSettings, flags: Mapping[str, Any], config: ConfigFile) -> P
     ports = _free_ports(up.encoders + up.llms)
     encoder_addresses = [f"{LOOPBACK}:{port}" for port in ports[: up.encoders]]
     llm_addresses = [f"{LOOPBACK}:{port}" for port in ports[up.encoders :]]
-    cores = _cores_for(up)
+    cores = len(os.sched_getaffinity(0))
+    encoder_threads = up.encoder_threads or split_cores(cores, up.encoders)
+    llm_threads = up.llm_threads or split_cores(cores, up.llms)
     planner = _Planner({**flags, "model": up.model}, config)
     for index, address in enumerate(encoder_addresses):
         name = _name("encoder", index, up.encoders)
-        planner.add(ENCODER, name, address, threads=cores.encoder, llm=llm_addresses)
+        planner.add(
+            ENCODER, name, address, threads=encoder_threads, shared_cores=core_table, llm=llm_addresses
+        )
     for index, address in enumerate(llm_addresses):
-        planner.add(LLM, _name("llm", index, up.llms), address, threads=cores.llm)
+        name = _name("llm", index, up.llms)
+        planner.add(LLM, name, address, threads=llm_threads, shared_cores=core_table)
     planner.add(GATEWAY, "gateway", _join(up.host, up.port), encoder=encoder_addresses, llm=llm_addresses)
     services = planner.services()
     return Plan(
@@ -133,11 +131,6 @@ class _Planner:
         if self._mistakes:
             raise SettingsError(self._mistakes)
         return tuple(self._services)
-
-
-def _cores_for(up: UpSettings) -> Cores:
-    shared_out = split_cores(len(os.sched_getaffinity(0)), up.encoders, up.llms)
-    return Cores(encoder=up.encoder_threads or shared_out.encoder, llm=up.llm_threads or shared_out.llm)
 
 
 def _model_name(up: UpSettings, gateway: ServiceSettings) -> str:

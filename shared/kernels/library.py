@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from weakref import finalize
 
+from shared.kernels.cores import PLACE_COUNT, CoreTable
 from shared.kernels.operation import AttentionPlan, Operation
 
 
@@ -27,6 +28,8 @@ class Library:
         pointer, count = ctypes.c_void_p, ctypes.c_int64
         self._declare("percept_make_team", [ctypes.c_int], pointer)
         self._declare("percept_drop_team", [pointer], None)
+        self._declare("percept_share_cores", [pointer, pointer, *[ctypes.c_int] * 3], None)
+        self._declare("percept_next_part", [pointer], ctypes.c_int)
         self._declare("percept_run", [pointer, ctypes.POINTER(Operation), count], None)
         for struct, name in ((Operation, "operation"), (AttentionPlan, "attention")):
             size = self._declare(f"percept_{name}_size", [], count)()
@@ -63,8 +66,24 @@ class Team:
         if not self._team:
             raise OSError(f"the system gives no {threads} threads")
         self._run = library.percept_run
+        self._share = library.percept_share_cores
+        self._next_part = library.percept_next_part
         # At the end of the process its threads end anyway, and one may still be computing.
         finalize(self, library.percept_drop_team, self._team).atexit = False
+
+    def share_cores(self, table: CoreTable, core_count: int) -> None:
+        """Takes only its part of the cores while other teams of a table compute.
+
+        Args:
+            core_count: cores that all of them have together.
+        """
+        self._table = table  # mapped as long as the team is there
+        self._share(self._team, table.address, PLACE_COUNT, table.own_place, core_count)
+
+    def next_part(self) -> int:
+        """Threads that a program would get now."""
+        part: int = self._next_part(self._team)
+        return part
 
     def run(self, operations: ctypes.Array[Operation], count: int) -> None:
         """Runs operations one after the other and waits; other Python threads go on meanwhile."""

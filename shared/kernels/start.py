@@ -6,10 +6,13 @@ Knows when torch has to compute instead, and says why. Does not know models.
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 
 import torch
 
 from shared.kernels.build import BuildError, built_library
+from shared.kernels.cores import CoreTable
 from shared.kernels.library import Library, Team
 from shared.kernels.program import DATA_TYPES
 
@@ -18,12 +21,20 @@ logger = logging.getLogger(__name__)
 _DEFAULT_THREADS = torch.get_num_threads()
 
 
-def start_team(device: torch.device, dtype: torch.dtype, kernels: str, threads: int | None) -> Team | None:
+def start_team(
+    device: torch.device,
+    dtype: torch.dtype,
+    kernels: str,
+    threads: int | None,
+    shared_cores: str | None = None,
+) -> Team | None:
     """A team of threads for a model, or None where torch is to compute.
 
     Args:
         kernels: "auto" or "torch".
         threads: None for torch's own number.
+        shared_cores: file of the table through which services share the
+            machine's cores, or None where there are no others.
     """
     if device.type != "cpu" or kernels == "torch":
         return None
@@ -31,10 +42,20 @@ def start_team(device: torch.device, dtype: torch.dtype, kernels: str, threads: 
         logger.info("torch computes: there are no kernels for %s", dtype)
         return None
     try:
-        return Library(built_library()).make_team(threads or _DEFAULT_THREADS)
+        team = Library(built_library()).make_team(threads or _DEFAULT_THREADS)
     except (BuildError, OSError) as error:
         logger.warning("torch computes, which is slower: %s", error)
         return None
+    if shared_cores is not None:
+        _share_cores(team, Path(shared_cores))
+    return team
+
+
+def _share_cores(team: Team, path: Path) -> None:
+    try:
+        team.share_cores(CoreTable(path), len(os.sched_getaffinity(0)))
+    except OSError as error:
+        logger.warning("cores are not shared by need, %s: %s", path, error)
 
 
 def leave_cores_to(team: Team) -> None:

@@ -24,7 +24,7 @@ def to_cpu_kernels(model: LanguageModel, settings: EngineSettings, device: torch
     """The same model on our kernels, its weights moved there; None where torch is to compute."""
     if not isinstance(model, Decoder):
         return None
-    team = start_team(device, model.dtype, settings.kernels, settings.threads)
+    team = start_team(device, model.dtype, settings.kernels, settings.threads, settings.shared_cores)
     if team is None:
         return None
     reason = obstacle(model)

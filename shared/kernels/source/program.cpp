@@ -260,6 +260,9 @@ __attribute__((visibility("default"))) void percept_share_cores(void *team, void
     ((Team *)team)->share(CoreShare((CorePlace *)places, count, own, cores));
 }
 
+// Threads that a job would get now.
+__attribute__((visibility("default"))) int percept_next_part(void *team) { return ((Team *)team)->next_part(); }
+
 __attribute__((visibility("default"))) void percept_drop_team(void *team) { delete (Team *)team; }
 
 __attribute__((visibility("default"))) void percept_run(void *team, const Operation *operations, int64_t count) {

@@ -62,6 +62,15 @@ class Team {
         share_ = std::make_unique<CoreShare>(share);
     }
 
+    // Threads that a job would get now.
+    int next_part() {
+        std::lock_guard<std::mutex> one_at_a_time(running_);
+        if (!share_) return size_;
+        int part = std::min(size_, share_->begin());
+        share_->end();
+        return part;
+    }
+
     // Runs `job(thread index)` on every thread that there is a core for, the caller's included, and waits for all.
     void run(const std::function<void(int)> &job) {
         std::lock_guard<std::mutex> one_at_a_time(running_);

@@ -21,19 +21,18 @@ def plan_of(flags: dict[str, str] | None = None, config: ConfigFile | None = Non
 
 
 @pytest.mark.parametrize(
-    ("cores", "encoders", "llms", "expected"),
-    [
-        (1, 1, 1, (1, 1)),
-        (2, 1, 1, (1, 1)),
-        (4, 1, 1, (1, 3)),
-        (16, 1, 1, (5, 11)),
-        (16, 2, 2, (2, 5)),
-        (2, 4, 4, (1, 1)),
-    ],
+    ("cores", "services", "expected"), [(1, 1, 1), (2, 1, 2), (16, 1, 16), (16, 2, 8), (2, 4, 1)]
 )
-def test_cores_are_shared_out(cores: int, encoders: int, llms: int, expected: tuple[int, int]) -> None:
-    shared_out = split_cores(cores, encoders, llms)
-    assert (shared_out.encoder, shared_out.llm) == expected
+def test_services_of_a_kind_share_all_cores(cores: int, services: int, expected: int) -> None:
+    assert split_cores(cores, services) == expected
+
+
+def test_encoders_and_llms_share_one_table_of_cores() -> None:
+    flags: dict[str, str] = {}
+    up = UpSettings(model="some-model", port=free_port(), encoders=2)
+    plan = make_plan(up, flags, ConfigFile(), "/somewhere/table")
+    tables = [getattr(service.settings, "shared_cores", None) for service in plan.services]
+    assert tables == ["/somewhere/table"] * 3 + [None]
 
 
 def test_every_service_gets_its_place_and_its_peers() -> None:
