@@ -39,8 +39,12 @@ class CoreTable:
             self._holders = [
                 ctypes.c_int64.from_buffer(self._memory, place * PLACE_BYTES) for place in range(PLACE_COUNT)
             ]
-            self.own_place = self._free_place()
-            self._holders[self.own_place].value = os.getpid()
+            try:
+                self.own_place = self._free_place()
+                self._holders[self.own_place].value = os.getpid()
+            finally:
+                # The mapping keeps the file open, and with it the lock.
+                fcntl.flock(file, fcntl.LOCK_UN)
         self.address = ctypes.addressof(self._holders[0])
 
     def _free_place(self) -> int:
