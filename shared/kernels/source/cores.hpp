@@ -20,13 +20,13 @@ struct alignas(64) CorePlace {
 
 class CoreShare {
   public:
-    static constexpr int64_t PAUSE = 5'000'000;       // ns; between steps a service is still at work
+    static constexpr int64_t PAUSE = 1'000'000;       // ns; between two steps a service is still at work
     static constexpr int64_t SILENCE = 2'000'000'000; // ns; a service that says nothing for so long has died
 
     CoreShare(CorePlace *places, int count, int own, int cores)
         : places_(places), count_(count), own_(own), cores_(cores) {}
 
-    // Begins to compute: how many cores there are for it.
+    // Computes now, or goes on: how many cores there are for it.
     int begin() {
         int64_t now = clock();
         CorePlace &own = places_[own_];
@@ -34,6 +34,7 @@ class CoreShare {
         own.busy.store(1, std::memory_order_relaxed);
         int active = 1, before = 0;
         for (int place = 0; place < count_; place++) {
+            if (places_[place].holder.load(std::memory_order_relaxed) == 0) break; // given out in order
             if (place == own_ || !is_active(places_[place], now)) continue;
             active++;
             if (place < own_) before++;
@@ -42,10 +43,8 @@ class CoreShare {
         return part < 1 ? 1 : part;
     }
 
-    void go_on() { places_[own_].seen.store(clock(), std::memory_order_relaxed); }
-
     void end() {
-        go_on();
+        places_[own_].seen.store(clock(), std::memory_order_relaxed);
         places_[own_].busy.store(0, std::memory_order_relaxed);
     }
 
@@ -53,7 +52,6 @@ class CoreShare {
     static int64_t clock() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
 
     static bool is_active(const CorePlace &place, int64_t now) {
-        if (place.holder.load(std::memory_order_relaxed) == 0) return false;
         int64_t silent = now - place.seen.load(std::memory_order_relaxed);
         return silent < (place.busy.load(std::memory_order_relaxed) ? SILENCE : PAUSE);
     }

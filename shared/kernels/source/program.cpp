@@ -267,14 +267,11 @@ __attribute__((visibility("default"))) void percept_drop_team(void *team) { dele
 
 __attribute__((visibility("default"))) void percept_run(void *team, const Operation *operations, int64_t count) {
     Team &threads = *(Team *)team;
-    threads.run([&](int) {
-        for (int64_t index = 0; index < count; index++) {
-            if (index) threads.meet();
-            const Operation &operation = operations[index];
-            if (operation.data_type == BFLOAT16) run_operation<BFloat16>(threads, operation);
-            else run_operation<Float32>(threads, operation);
-            leave_tiles();
-        }
+    threads.run(count, [&](int64_t index) {
+        const Operation &operation = operations[index];
+        if (operation.data_type == BFLOAT16) run_operation<BFloat16>(threads, operation);
+        else run_operation<Float32>(threads, operation);
+        leave_tiles();
     });
 }
 }

@@ -71,29 +71,31 @@ class Team {
         return part;
     }
 
-    // Runs `job(thread index)` on every thread that there is a core for, the caller's included, and waits for all.
-    void run(const std::function<void(int)> &job) {
+    // Runs `job(operation)` for each of `count` operations, on every thread that there is a core for, the caller's
+    // included; each begins when all have ended the one before. Who takes part is asked anew for each.
+    void run(int64_t count, const std::function<void(int64_t)> &job) {
         std::lock_guard<std::mutex> one_at_a_time(running_);
-        active_ = share_ ? std::min(size_, share_->begin()) : size_;
         job_ = &job;
-        counter_.store(0, std::memory_order_relaxed);
-        announce();
-        job(0);
-        meet();
+        for (operation_ = 0; operation_ < count; operation_++) {
+            active_ = share_ ? std::min(size_, share_->begin()) : size_;
+            counter_.store(0, std::memory_order_relaxed);
+            announce();
+            job(operation_);
+            meet();
+        }
         if (share_) share_->end();
     }
 
     // The next `count` items of the present operation: the first of them.
     int64_t take(int64_t count) { return counter_.fetch_add(count, std::memory_order_relaxed); }
 
-    // Waits for all threads; then the next operation begins with item 0.
+  private:
+    // Waits for all threads that take part.
     void meet() {
         uint32_t generation = generation_.load(std::memory_order_acquire);
         uint32_t all = (uint32_t)active_; // read before arriving: once all have arrived, the next job may change it
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == all) {
-            if (share_) share_->go_on();
             arrived_.store(0, std::memory_order_relaxed);
-            counter_.store(0, std::memory_order_relaxed);
             generation_.store(generation + 1, std::memory_order_release);
             generation_.notify_all();
         } else {
@@ -101,7 +103,6 @@ class Team {
         }
     }
 
-  private:
     void close() {
         closing_ = true;
         active_ = size_;
@@ -127,7 +128,7 @@ class Team {
             await_change(calls_[index].number, seen, IDLE_SPINS);
             seen++;
             if (closing_) return;
-            (*job_)(index);
+            (*job_)(operation_);
             meet();
         }
     }
@@ -138,7 +139,8 @@ class Team {
     const std::unique_ptr<Call[]> calls_;
     std::vector<std::thread> threads_;
     std::mutex running_;
-    const std::function<void(int)> *job_ = nullptr;
+    const std::function<void(int64_t)> *job_ = nullptr;
+    int64_t operation_ = 0;
     std::atomic<bool> closing_{false};
     alignas(64) std::atomic<uint32_t> generation_{0};
     alignas(64) std::atomic<uint32_t> arrived_{0};
