@@ -22,6 +22,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NoReturn, Protocol
 
 import msgspec
@@ -124,18 +125,26 @@ class EngineProcess:
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
             enable_prefix_caching=settings.enable_prefix_caching,
+            rests_for_encoders=settings.shared_cores is not None,
         )
 
     def _receive(self, engine: Engine) -> bool:
         """Hands all that has come to the engine, waiting if it has nothing to do; False at the end."""
         if not engine.busy:
             self._await_message(engine)
+        elif engine.rest_s > 0:
+            self._rest(engine.rest_s)
         # No more than are there now: steps must not wait for a busy sender.
         for message in self._waiting_messages():
             if isinstance(message, Shutdown):
                 return False
             engine.receive(message)
         return True
+
+    def _rest(self, seconds: float) -> None:
+        """Leaves the cores to others for a while, unless a message comes."""
+        with suppress(queue.Empty):
+            self._first = self._inbox.get(timeout=seconds)
 
     def _await_message(self, engine: Engine) -> None:
         """Sleeps until a message is there; a pause is the time to check the books."""

@@ -42,6 +42,11 @@ class ScheduledBatch:
         """Tokens of all items."""
         return sum(item.count for item in self.items)
 
+    @property
+    def decodes_only(self) -> bool:
+        """Every item is the last token of a sequence that has begun to answer."""
+        return all(item.start >= item.sequence.prompt_length for item in self.items)
+
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:

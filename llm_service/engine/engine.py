@@ -42,6 +42,13 @@ from llm_service.engine.sequence import Sequence
 MAX_FAILED_STEPS = 3
 """Steps in a row of which nothing came: then the runner is broken, not a sequence."""
 
+REST_FACTOR = 1.5
+MAX_REST_S = 0.1
+"""Where encoders work on the same cores for sequences that wait, a decoding step is followed by a rest of
+so many times its length. A decoding step reads all weights for a few tokens: fewer of them, each for more
+sequences, leave the encoders the cores, and the answers that wait for them come sooner. Whatever arrives
+ends the rest."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -54,6 +61,8 @@ class Engine:
 
     Attributes:
         max_model_len: longest sequence in tokens, never more than the pool holds.
+        rest_s: how long the next step should wait for a message, in seconds,
+            where the cores are shared with encoders; see `REST_FACTOR`.
     """
 
     def __init__(
@@ -67,10 +76,13 @@ class Engine:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         enable_prefix_caching: bool = True,
+        rests_for_encoders: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
         self._clock = clock
+        self._rests = rests_for_encoders
+        self.rest_s = 0.0
         self._rows = EmbeddingRows(arena)
         self._blocks = BlockManager(block_count, block_size, caching=enable_prefix_caching)
         self._scheduler = Scheduler(
@@ -114,6 +126,7 @@ class Engine:
             RunnerBrokenError: nothing comes of any step any more.
         """
         batch = self._scheduler.schedule()
+        self.rest_s = 0.0
         if batch.items:
             self._run(batch)
         used = self._scheduler.needs.take_used()
@@ -200,7 +213,10 @@ class Engine:
         else:
             self._failed_step_count = 0
             self._settle(batch, tokens)
-        self._counters.count_step(self._clock() - started)
+        seconds = self._clock() - started
+        self._counters.count_step(seconds)
+        if self._rests and batch.decodes_only and len(self._scheduler) > len(batch.items):
+            self.rest_s = min(MAX_REST_S, REST_FACTOR * seconds)
 
     def _run_apart(self, batch: ScheduledBatch) -> None:
         """Runs each sequence of a failed batch alone, and fails those that fail again."""
