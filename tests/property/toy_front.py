@@ -111,6 +111,7 @@ class ToyFront:
         max_num_seqs: int = 3,
         max_num_batched_tokens: int = 16,
         enable_prefix_caching: bool = True,
+        rests_for_encoders: bool = False,
     ) -> None:
         self.arena = Arena()
         self.runner = ToyRunner(block_count, block_size, max_num_seqs, max_num_batched_tokens)
@@ -123,6 +124,7 @@ class ToyFront:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             enable_prefix_caching=enable_prefix_caching,
+            rests_for_encoders=rests_for_encoders,
         )
         self.answers: dict[int, Answer] = {}
         self.ready: dict[str, int] = {}

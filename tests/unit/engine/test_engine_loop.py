@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm_service.engine.engine import MAX_FAILED_STEPS, RunnerBrokenError
+from llm_service.engine.engine import MAX_FAILED_STEPS, MAX_REST_S, RunnerBrokenError
 from llm_service.engine.messages import AddSequence, SamplingSettings, StoppingSettings
 from llm_service.engine.scheduler import MAX_YIELDS
 from tests.property.toy_front import ITEM_ROWS, ToyFront, make_prompt
@@ -329,3 +329,28 @@ def test_status_counts() -> None:
     assert status.step_count == 6 and status.step_seconds > 0
     assert status.running_sequence_count == status.waiting_sequence_count == 0
     assert status.block_count == 30 and status.resident_byte_count > 1 << 20
+
+
+def test_decoding_rests_while_an_encoder_works_for_others_on_the_same_cores() -> None:
+    front = ToyFront(block_count=80, rests_for_encoders=True)
+    decoding = front.add(prompt(1, 2, count=8))
+    assert front.step() and front.engine.rest_s == 0, "a prefill"
+    assert front.step() and front.engine.rest_s == 0, "nobody waits for an encoder"
+    waiting = front.add(prompt(*text(3), A))
+    assert front.step() and front.engine.rest_s == 0, "its text before the item is computed at once"
+    assert front.step() and 0 < front.engine.rest_s <= MAX_REST_S
+    front.open(A)
+    front.deliver(A)
+    assert front.step() and front.engine.rest_s == 0, "its rows are there"
+    assert len(front.answers[decoding].reports) == 5
+    front.serve_all()
+    front.check_answers()
+    assert front.answers[waiting].ended
+
+
+def test_decoding_rests_for_nobody_on_cores_of_its_own() -> None:
+    front = ToyFront(block_count=80)
+    front.add(prompt(1, 2, count=8))
+    front.add(prompt(*text(3), A))
+    for _ in range(4):
+        assert front.step() and front.engine.rest_s == 0
