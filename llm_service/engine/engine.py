@@ -215,7 +215,7 @@ class Engine:
             self._settle(batch, tokens)
         seconds = self._clock() - started
         self._counters.count_step(seconds)
-        if self._rests and batch.decodes_only and len(self._scheduler) > len(batch.items):
+        if self._rests and batch.decodes_only and self._scheduler.awaits_rows:
             self.rest_s = min(MAX_REST_S, REST_FACTOR * seconds)
 
     def _run_apart(self, batch: ScheduledBatch) -> None:

@@ -121,6 +121,12 @@ class Scheduler:
         """Sequences that wait for blocks."""
         return len(self._waiting)
 
+    @property
+    def awaits_rows(self) -> bool:
+        """Whether a sequence needs rows that are not there yet; waiting for blocks alone does not count."""
+        ready = self._rows.ready_count
+        return any(sequence.ceiling(ready) < len(sequence.token_ids) for sequence in self._sequences.values())
+
     def __contains__(self, sequence_id: int) -> bool:
         return sequence_id in self._sequences
 

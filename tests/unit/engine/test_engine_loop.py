@@ -354,3 +354,11 @@ def test_decoding_rests_for_nobody_on_cores_of_its_own() -> None:
     front.add(prompt(*text(3), A))
     for _ in range(4):
         assert front.step() and front.engine.rest_s == 0
+
+
+def test_decoding_does_not_rest_for_sequences_that_lack_a_seat() -> None:
+    front = ToyFront(block_count=80, max_num_seqs=2, rests_for_encoders=True)
+    for token in range(6):
+        front.add(prompt(token, 2, count=8))
+    for _ in range(6):
+        assert front.step() and front.engine.rest_s == 0
