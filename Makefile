@@ -68,8 +68,9 @@ gpu-wheels: ## Fetch what a GPU machine without network lacks beside torch and t
 		--platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 \
 		-r benchmarks/gpu/wheels.txt
 
-docs: $(STAMP) ## Write docs/configuration.md from the settings again
+docs: $(STAMP) ## Write docs/configuration.md and the README's table of models from the code again
 	$(BIN)/python -m percept.configuration_page docs/configuration.md
+	$(BIN)/python -m percept.models_table README.md
 
 clean: ## Remove the environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info

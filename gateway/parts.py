@@ -115,6 +115,15 @@ class Gateway:
                 return limit.max_item_count
         return None
 
+    def item_limits(self) -> dict[str, int]:
+        """Modalities that prompts may hold, and how many items of each."""
+        own = {str(modality): count for modality, count in self.settings.limit_mm_per_prompt.items()}
+        served = {
+            media_pb2.Modality.Name(limit.modality).removeprefix("MODALITY_").lower(): limit.max_item_count
+            for limit in self.model().modality_limits
+        }
+        return {modality: min(count, own.get(modality, count)) for modality, count in served.items()}
+
     def fingerprint(self) -> str:
         """Names what computes the answers: equal while model and version are."""
         model = self.model()

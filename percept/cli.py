@@ -18,6 +18,7 @@ SUMMARIES = {
     "llm": "Start one LLM service: prompts in, tokens out.",
     "gateway": "Start one gateway: the OpenAI API in front.",
     "chat": "Ask a running gateway, with pictures if you like.",
+    "models": "List the model families and what each takes.",
     "bench": "Put load on an OpenAI-compatible server and measure it.",
     "health": "Say whether a service is ready: exit status 0 or 1.",
     "version": "Print the version.",
@@ -38,6 +39,10 @@ def _load(name: str) -> Callable[..., Any]:
         from percept.commands.chat import chat
 
         return chat
+    if name == "models":
+        from percept.commands.models import models
+
+        return models
     if name == "health":
         from percept.commands.health import health
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from gateway.description import ERROR_RESPONSES
 from gateway.errors import json_response
 from gateway.parts import Gateway
+from shared.families.catalogue import facts_of
 
 router = APIRouter(tags=["models"])
 
@@ -40,4 +41,25 @@ def _model_object(gateway: Gateway, name: str) -> dict[str, Any]:
         "root": gateway.model_names()[0],
         "parent": None,
         "max_model_len": model.max_model_len,
+        "family": model.family,
+        "modalities": gateway.item_limits(),
+        "embeddings": _embedding_fields(model.family),
+        "settings": _settings(model.family),
     }
+
+
+def _embedding_fields(family: str) -> dict[str, dict[str, list[str]]]:
+    """What precomputed embeddings of each modality consist of."""
+    facts = facts_of(family)
+    if facts is None:
+        return {}
+    return {
+        modality: {"required": list(fields.required), "optional": list(fields.optional)}
+        for modality, fields in facts.embedding_fields.items()
+    }
+
+
+def _settings(family: str) -> list[str]:
+    """Processor settings that one item may have of its own."""
+    facts = facts_of(family)
+    return list(facts.settings) if facts is not None else []

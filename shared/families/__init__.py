@@ -1,7 +1,7 @@
 """The model families: which there are, and the one that a checkpoint belongs to.
 
 Importing this package imports neither torch nor transformers nor any family;
-`load_family` imports the one that is asked for.
+`load_family` imports the one that is asked for. The families are in `catalogue.py`.
 """
 
 from __future__ import annotations
@@ -10,21 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from shared.errors import InvalidRequestError
+from shared.families.catalogue import CATALOGUE, facts_of
 
 if TYPE_CHECKING:
     from shared.families.base import Checkpoint, Family
 
-_FAMILIES: dict[str, tuple[str, str]] = {
-    "llava": ("shared.families.llava", "LlavaFamily"),
-    "qwen2_5_vl": ("shared.families.qwen2_5_vl", "Qwen25VLFamily"),
-    "qwen2_vl": ("shared.families.qwen2_vl", "Qwen2VLFamily"),
-}
-"""Module and class by the checkpoint's `model_type`."""
-
 
 def supported_model_types() -> tuple[str, ...]:
     """The values of `model_type` that there is a family for."""
-    return tuple(sorted(_FAMILIES))
+    return tuple(sorted(facts.model_type for facts in CATALOGUE))
 
 
 def load_family(checkpoint: Checkpoint) -> Family:
@@ -34,12 +28,13 @@ def load_family(checkpoint: Checkpoint) -> Family:
         InvalidRequestError: the checkpoint is of no known family.
     """
     found = checkpoint.config.get("model_type")
-    if found not in _FAMILIES:
+    facts = facts_of(found) if isinstance(found, str) else None
+    if facts is None:
         described = f"is a {found!r} model" if found else "names no model_type"
         raise InvalidRequestError(
             f"{checkpoint.folder} {described}; the families are {', '.join(supported_model_types())}",
             param="model",
         )
-    module, name = _FAMILIES[found]
-    family: Family = getattr(import_module(module), name)(checkpoint)
+    module, name = facts.location.split(":")
+    family: Family = getattr(import_module(f"shared.families.{module}"), name)(checkpoint)
     return family

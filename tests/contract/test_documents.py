@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 
 from percept.configuration_page import page
+from percept.models_table import with_table
 from percept.up_settings import settings_classes
 
 
 def test_the_configuration_page_is_what_the_settings_say(repository: Path) -> None:
     written = (repository / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert written == page(), "docs/configuration.md drifted: run make docs"
+
+
+def test_the_readme_names_the_families_that_there_are(repository: Path) -> None:
+    written = (repository / "README.md").read_text(encoding="utf-8")
+    assert written == with_table(written), "the README's table of models drifted: run make docs"
 
 
 @pytest.mark.parametrize("name", ["up", "encoder", "llm", "gateway"])

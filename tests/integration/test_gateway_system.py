@@ -27,6 +27,16 @@ async def test_models() -> None:
         assert (await client.models.retrieve("org/tiny")).owned_by == "percept"
 
 
+async def test_a_model_says_what_it_takes() -> None:
+    async with running_stack(limit_mm_per_prompt={"image": 2}) as stack, httpx.AsyncClient() as http:
+        model = (await http.get(stack.base_url + "/models/tiny")).json()
+        assert (model["family"], model["max_model_len"]) == ("qwen2_vl", 512)
+        # The lower of the two limits counts, the gateway's and the LLM service's.
+        assert model["modalities"] == {"image": 2}
+        assert model["embeddings"]["image"]["required"] == ["image_embeds", "image_grid_thw"]
+        assert set(model["settings"]) >= {"min_pixels", "max_pixels"}
+
+
 async def test_own_names() -> None:
     async with running_stack(served_model_name=("mine", "also-mine")) as stack:
         client = openai.AsyncOpenAI(base_url=stack.base_url, api_key="key", max_retries=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 from encoder_service.settings import EncoderSettings
 from llm_service.settings import LlmSettings
 from percept.options import fields_of
+from shared.families import supported_model_types
 from shared.settings import ServiceSettings
 from tests.stack import clean_environment, free_port
 
@@ -97,6 +99,24 @@ def test_an_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert '"max_num_seq" in the --config file' in done.stderr
     assert "max_num_seqs" in done.stderr
+
+
+def test_models_lists_every_family_without_torch() -> None:
+    probe = (
+        "import sys, percept.cli as cli\n"
+        "try: cli.main(['models'])\n"
+        "except SystemExit: pass\n"
+        "print('heavy:', {'torch', 'transformers', 'numpy', 'grpc'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "heavy: set()" in done.stdout
+    for model_type in supported_model_types():
+        assert f"\n{model_type}\n" in "\n" + done.stdout
+    families = json.loads(percept("models", "--json").stdout)
+    assert [family["model_type"] for family in families] == list(supported_model_types())
+    assert all(family["checkpoints"] and family["embedding_fields"] for family in families)
 
 
 def test_chat_without_a_gateway_says_so() -> None:

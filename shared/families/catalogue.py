@@ -1,0 +1,92 @@
+"""What each model family takes: the one table behind documents, commands and answers about it.
+
+Knows facts, not code: importing it imports neither torch nor transformers nor
+NumPy nor any family, so the gateway and clients may. `shared/families/__init__.py`
+finds a family's class through it, and tests hold the facts to what the classes do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Modality = Literal["image", "video", "audio"]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingFields:
+    """The fields of one item of precomputed embeddings.
+
+    Attributes:
+        required: names that must be there, the rows first.
+        optional: names that may be there.
+    """
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them, the required first."""
+        return self.required + self.optional
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyFacts:
+    """One family.
+
+    Attributes:
+        model_type: the checkpoint's `model_type`.
+        location: "module:Class" below `shared.families`.
+        checkpoints: names that users know, as hub ids.
+        modalities: what a prompt may hold.
+        embedding_fields: what precomputed embeddings of a modality consist of.
+        settings: processor settings that one item may have of its own
+            (`mm_processor_kwargs`).
+        several: whether one prompt may hold several items.
+        notes: what else a user should know; one sentence, or "".
+    """
+
+    model_type: str
+    location: str
+    checkpoints: tuple[str, ...]
+    modalities: tuple[Modality, ...] = ("image",)
+    embedding_fields: Mapping[Modality, EmbeddingFields] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
+    several: bool = True
+    notes: str = ""
+
+
+CATALOGUE: tuple[FamilyFacts, ...] = (
+    # One entry for each `model_type`, in the order of the alphabet.
+    FamilyFacts(
+        "llava",
+        "llava:LlavaFamily",
+        ("llava-hf/llava-1.5-7b-hf",),
+        embedding_fields={"image": EmbeddingFields(("image_embeds",), ("image_sizes",))},
+        notes="A CLIP or SigLIP tower with a Llama, Mistral or Qwen2 language model.",
+    ),
+    FamilyFacts(
+        "qwen2_5_vl",
+        "qwen2_5_vl:Qwen25VLFamily",
+        ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-72B-Instruct"),
+        embedding_fields={"image": EmbeddingFields(("image_embeds", "image_grid_thw"))},
+        settings=("min_pixels", "max_pixels"),
+    ),
+    FamilyFacts(
+        "qwen2_vl",
+        "qwen2_vl:Qwen2VLFamily",
+        ("percept-tiny", "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-72B-Instruct"),
+        embedding_fields={"image": EmbeddingFields(("image_embeds", "image_grid_thw"))},
+        settings=("min_pixels", "max_pixels"),
+    ),
+)
+"""All families."""
+
+_BY_MODEL_TYPE = {facts.model_type: facts for facts in CATALOGUE}
+
+
+def facts_of(model_type: str) -> FamilyFacts | None:
+    """The facts of a family, or None where there is none of that `model_type`."""
+    return _BY_MODEL_TYPE.get(model_type)

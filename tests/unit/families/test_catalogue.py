@@ -1,0 +1,69 @@
+"""The catalogue says what the families do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from shared.checkpoint import read_checkpoint
+from shared.errors import BadEmbeddingsError
+from shared.families import load_family
+from shared.families.base import RawTensor
+from shared.families.catalogue import CATALOGUE, FamilyFacts, facts_of
+from tests.checkpoints import MODEL_TYPES
+
+ALL = pytest.mark.parametrize("facts", CATALOGUE, ids=lambda facts: facts.model_type)
+
+
+def test_every_family_is_tested_and_in_order() -> None:
+    names = [facts.model_type for facts in CATALOGUE]
+    assert names == sorted(names)
+    assert set(names) == set(MODEL_TYPES)
+
+
+@ALL
+def test_the_class_is_there_and_the_facts_are_whole(facts: FamilyFacts) -> None:
+    module, name = facts.location.split(":")
+    assert callable(getattr(import_module(f"shared.families.{module}"), name))
+    assert facts_of(facts.model_type) is facts
+    assert facts.checkpoints
+    assert facts.embedding_fields.keys() <= set(facts.modalities)
+
+
+@ALL
+def test_modalities_are_the_familys(facts: FamilyFacts, tiny_checkpoint: Callable[[str], Path]) -> None:
+    family = load_family(read_checkpoint(tiny_checkpoint(facts.model_type)))
+    assert facts.modalities == family.modalities
+
+
+@ALL
+def test_embedding_fields_are_those_that_the_family_accepts(
+    facts: FamilyFacts, tiny_checkpoint: Callable[[str], Path]
+) -> None:
+    preprocessor = load_family(read_checkpoint(tiny_checkpoint(facts.model_type))).preprocessor()
+    tensor = RawTensor("float32", (1, 1), bytes(4))
+    for fields in facts.embedding_fields.values():
+        for missing in fields.required:
+            given = {name: tensor for name in fields.names if name != missing}
+            with pytest.raises(BadEmbeddingsError):
+                preprocessor.accept_embeddings(given)
+        with pytest.raises(BadEmbeddingsError) as caught:
+            preprocessor.accept_embeddings({name: tensor for name in (*fields.required, "unheard_of")})
+        assert caught.value.param == "unheard_of"
+        assert all(name in caught.value.message for name in fields.names)
+
+
+def test_the_catalogue_needs_nothing_heavy() -> None:
+    probe = (
+        "import sys, shared.families.catalogue\n"
+        "print({'torch', 'transformers', 'numpy', 'grpc'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "set()"
