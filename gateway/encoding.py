@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, TypeAlias
-
-import grpc
 
 from gateway.deadline import Deadline
 from gateway.media import ResolvedItem
@@ -19,6 +16,7 @@ from gateway.metrics import Stages
 from gateway.placement import by_preference
 from gateway.replicas import Replica, ReplicaSet, typed_failures
 from protos.encoder.v1 import encoder_service_pb2
+from shared.encode_call import converse
 from shared.errors import (
     InternalError,
     InvalidRequestError,
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 EncoderReplica: TypeAlias = "Replica[EncoderServiceAsyncStub, encoder_service_pb2.GetModelResponse]"
 EncoderSet: TypeAlias = "ReplicaSet[EncoderServiceAsyncStub, encoder_service_pb2.GetModelResponse]"
 
-_CHUNK_SIZE = 512 * 1024
 _MAX_ROUNDS = 8
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
@@ -114,60 +111,15 @@ def _blaming(error: PerceptError, item: ResolvedItem) -> PerceptError:
 async def _read_trailer(
     replica: EncoderReplica, item: ResolvedItem, delivery_address: str, deadline: Deadline
 ) -> encoder_service_pb2.EncodeTrailer | None:
+    header = encoder_service_pb2.EncodeHeader(
+        item=item.item, byte_count=len(item.payload), delivery_address=delivery_address
+    )
     call = replica.stub.Encode(timeout=deadline.remaining_s())
     trailer: encoder_service_pb2.EncodeTrailer | None = None
     try:
-        async for frame in _converse(call, item, delivery_address):
+        async for frame in converse(call, header, item.payload):
             if frame.HasField("trailer"):
                 trailer = frame.trailer
     finally:
         call.cancel()
     return trailer
-
-
-EncodeCall: TypeAlias = (
-    "grpc.aio.StreamStreamCall[encoder_service_pb2.EncodeRequest, encoder_service_pb2.EncodeResponse]"
-)
-
-
-async def _converse(
-    call: EncodeCall, item: ResolvedItem, delivery_address: str
-) -> AsyncIterator[encoder_service_pb2.EncodeResponse]:
-    """Header, `accepted`, payload; yields what follows.
-
-    Raises:
-        grpc.aio.AioRpcError: the call's status.
-    """
-    header = encoder_service_pb2.EncodeHeader(
-        item=item.item, byte_count=len(item.payload), delivery_address=delivery_address
-    )
-    await _write(call, encoder_service_pb2.EncodeRequest(header=header))
-    first = await call.read()
-    if isinstance(first, encoder_service_pb2.EncodeResponse) and first.accepted.payload_wanted:
-        for start in range(0, len(item.payload), _CHUNK_SIZE):
-            chunk = item.payload[start : start + _CHUNK_SIZE]
-            await _write(call, encoder_service_pb2.EncodeRequest(chunk=chunk))
-    await _close(call)
-    while isinstance(frame := await call.read(), encoder_service_pb2.EncodeResponse):
-        yield frame
-
-
-async def _write(call: EncodeCall, frame: encoder_service_pb2.EncodeRequest) -> None:
-    try:
-        await call.write(frame)
-    except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
-        # What a failed write says is not always what the peer said; the call may know that.
-        await _raise_status(call)
-
-
-async def _close(call: EncodeCall) -> None:
-    try:
-        await call.done_writing()
-    except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
-        await _raise_status(call)
-
-
-async def _raise_status(call: EncodeCall) -> None:
-    """A call that ended while we still wrote: reading raises its status, if it failed."""
-    while await call.read() is not grpc.aio.EOF:
-        pass
