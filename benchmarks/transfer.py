@@ -61,7 +61,7 @@ class WantedEmbeddings(EmbeddingServicer):
     def __init__(self) -> None:
         arena = EmbeddingArena.create(BUDGET * VIRTUAL_FACTOR, 64 * MIB)
         self._kept = EmbeddingStore(arena, BUDGET, lambda message: None, time.monotonic)
-        super().__init__(self._kept, WIDTH)
+        super().__init__(self._kept, {"embeds": WIDTH})
 
     async def PutEmbeddings(self, request_iterator: AsyncIterator[Any], context: Any) -> Any:
         """Receives one item as the service does."""
@@ -123,7 +123,7 @@ class Sender:
     def __init__(self, address: str, byte_count: int) -> None:
         rows = byte_count // (2 * WIDTH)
         data = secrets.token_bytes(rows * 2 * WIDTH)
-        tensors = {"image_embeds": RawTensor("bfloat16", (rows, WIDTH), data)}
+        tensors = {"embeds": RawTensor("bfloat16", (rows, WIDTH), data)}
         self._item = Kept(EncodedItem(MediaInfo(row_count=rows), tensors))
         self._data = memoryview(data)
         self._address = address

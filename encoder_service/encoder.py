@@ -7,13 +7,11 @@ tensors as bytes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from shared.families.base import EncodedItem, Features, MediaInfo, Tower
+from shared.families.base import MAIN_TENSOR, EncodedItem, Features, MediaInfo, Tower
 from shared.wire import TensorLayout
-
-MAIN_TENSOR = "image_embeds"
 
 
 class Encoder:
@@ -22,11 +20,13 @@ class Encoder:
     Args:
         load: makes the tower, in the thread that will run it.
         data_type: name of the element type of the embeddings.
+        extra_widths: the tensors of an item beside its main one; see `Family`.
     """
 
-    def __init__(self, load: Callable[[], Tower], data_type: str) -> None:
+    def __init__(self, load: Callable[[], Tower], data_type: str, extra_widths: Mapping[str, int]) -> None:
         self._load = load
         self._data_type = data_type
+        self._extra_widths = extra_widths
         self._tower: Tower | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tower")
 
@@ -42,7 +42,10 @@ class Encoder:
 
     def layouts(self, info: MediaInfo) -> tuple[TensorLayout, ...]:
         """The tensors that a run will give for an item, known before it."""
-        return (TensorLayout(MAIN_TENSOR, self._data_type, (info.row_count, self.hidden_size)),)
+        widths = {MAIN_TENSOR: self.hidden_size, **self._extra_widths}
+        return tuple(
+            TensorLayout(name, self._data_type, (info.row_count, width)) for name, width in widths.items()
+        )
 
     async def run(self, batch: Sequence[Features]) -> list[EncodedItem]:
         """Encodes a batch, in its order."""

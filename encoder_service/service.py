@@ -117,7 +117,7 @@ async def _started_parts(
     pool = WorkerPool(factory, settings.workers, limits)
     stack.push_async_callback(pool.close)
     load, data_type = await asyncio.to_thread(_tower_loader, settings, checkpoint, family)
-    encoder = Encoder(load, data_type)
+    encoder = Encoder(load, data_type, family.extra_widths())
     stack.callback(encoder.close)
     await asyncio.gather(pool.start(), encoder.start())
     batcher = Batcher(
@@ -180,7 +180,7 @@ async def _warm_up(pool: WorkerPool, encoder: Encoder) -> None:
 
     file = io.BytesIO()
     Image.new("RGB", (224, 224), (127, 127, 127)).save(file, "PNG")
-    features = await pool.run(Job(precomputed=False, settings=""), file.getvalue())
+    features = await pool.run(Job("file", settings=""), file.getvalue())
     assert isinstance(features, Features), "a picture becomes features"
     await encoder.run([features])
 

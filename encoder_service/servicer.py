@@ -23,6 +23,8 @@ from encoder_service.encoding import Encoding, Encodings
 from encoder_service.media.messages import Job
 from encoder_service.media.pool import WorkerPool
 from encoder_service.upload import (
+    FORMS,
+    NAMES,
     EncodeHeader,
     EncodeRequest,
     UploadRules,
@@ -30,7 +32,6 @@ from encoder_service.upload import (
     receive_payload,
 )
 from protos.encoder.v1 import encoder_service_pb2, encoder_service_pb2_grpc
-from protos.media.v1 import media_pb2
 from shared.content_key import content_key
 from shared.errors import InvalidRequestError
 from shared.rpc.interceptor import remaining_s
@@ -137,7 +138,7 @@ class EncoderServicer(encoder_service_pb2_grpc.EncoderServiceServicer):
             key = await asyncio.to_thread(content_key, item.modality, item.form, item.settings, payload)
             if key != item.key:
                 raise InvalidRequestError("the payload does not match its key", param="item.key")
-            job = Job(precomputed=item.form == media_pb2.MEDIA_FORM_EMBEDDINGS, settings=item.settings)
+            job = Job(FORMS[item.form], item.settings, NAMES[item.modality])
             return stack.enter_context(encodings.started(key, job, payload, turn))
 
     async def _deliver(self, header: EncodeHeader, encoding: Encoding, context: Context) -> EncodeResponse:

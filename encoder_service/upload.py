@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
+from typing import Literal
 
 from protos.encoder.v1 import encoder_service_pb2
 from protos.media.v1 import media_pb2
@@ -17,6 +18,7 @@ from shared.errors import (
     UnknownModelError,
     UnsupportedMediaError,
 )
+from shared.families.base import Modality
 
 MAX_CHUNK_BYTE_COUNT = 1024 * 1024
 _MAX_SETTINGS_LENGTH = 4 * 1024
@@ -24,12 +26,17 @@ _MAX_SETTINGS_LENGTH = 4 * 1024
 EncodeRequest = encoder_service_pb2.EncodeRequest
 EncodeHeader = encoder_service_pb2.EncodeHeader
 
-MODALITIES = {
+MODALITIES: dict[Modality, media_pb2.Modality.ValueType] = {
     "image": media_pb2.MODALITY_IMAGE,
     "video": media_pb2.MODALITY_VIDEO,
     "audio": media_pb2.MODALITY_AUDIO,
 }
-_FORMS = (media_pb2.MEDIA_FORM_FILE, media_pb2.MEDIA_FORM_EMBEDDINGS)
+NAMES: dict[media_pb2.Modality.ValueType, Modality] = {value: name for name, value in MODALITIES.items()}
+FORMS: dict[media_pb2.MediaForm.ValueType, Literal["file", "embeddings", "frames"]] = {
+    media_pb2.MEDIA_FORM_FILE: "file",
+    media_pb2.MEDIA_FORM_EMBEDDINGS: "embeddings",
+    media_pb2.MEDIA_FORM_FRAMES: "frames",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +77,10 @@ class UploadRules:
             raise InvalidRequestError("the modality is missing", param="item.modality")
         if item.modality not in self.modalities:
             raise UnsupportedMediaError("the model does not take this modality", param="item.modality")
-        if item.form not in _FORMS:
+        if item.form not in FORMS:
             raise InvalidRequestError("the form is missing or unknown", param="item.form")
+        if item.form == media_pb2.MEDIA_FORM_FRAMES and item.modality != media_pb2.MODALITY_VIDEO:
+            raise InvalidRequestError("only a video is a list of frames", param="item.form")
         if len(item.settings.encode()) > _MAX_SETTINGS_LENGTH:
             raise InvalidRequestError("the settings are too long", param="item.settings")
 

@@ -6,7 +6,7 @@ wants the rows, nor where they go.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
@@ -20,16 +20,18 @@ from shared.content_key import is_key
 from shared.errors import InvalidRequestError
 from shared.wire import TensorLayout, info_from_wire, layouts_from_wire
 
-MAIN_TENSOR = "image_embeds"
 _ROW_TYPES = frozenset({"float32", "float16", "bfloat16"})
 
 
 class EmbeddingServicer(pb_grpc.EmbeddingServiceServicer):
     """Takes pushes into the store."""
 
-    def __init__(self, store: EmbeddingStore, hidden_size: int) -> None:
+    def __init__(self, store: EmbeddingStore, widths: Mapping[str, int]) -> None:
+        """Args:
+        widths: the tensors that an item has, in order, and the width of each.
+        """
         self._store = store
-        self._hidden_size = hidden_size
+        self._widths = dict(widths)
 
     async def PutEmbeddings(
         self,
@@ -71,9 +73,8 @@ class EmbeddingServicer(pb_grpc.EmbeddingServiceServicer):
                 raise InvalidRequestError(
                     "embedding tensors are floats of (rows, width)", param=f"header.tensors[{index}]"
                 )
-        widths = {tensor.name: tensor.shape[1] for tensor in tensors}
-        if widths.get(MAIN_TENSOR) != self._hidden_size:
-            raise InvalidRequestError(
-                f"{MAIN_TENSOR} must be (rows, {self._hidden_size})", param="header.tensors"
-            )
+        widths = [(tensor.name, tensor.shape[1]) for tensor in tensors]
+        if widths != list(self._widths.items()):
+            wanted = ", ".join(f"{name} (rows, {width})" for name, width in self._widths.items())
+            raise InvalidRequestError(f"the tensors of an item are {wanted}", param="header.tensors")
         return tensors

@@ -22,6 +22,7 @@ class LaidOutPrompt:
         item_of_span: index of the item that fills each span.
         token_count: tokens with all rows.
         media_token_count: tokens that are rows of media.
+        variant: which set of weights computes it; see `ExpandedPrompt`.
     """
 
     token_ids: bytes
@@ -32,6 +33,7 @@ class LaidOutPrompt:
     item_of_span: list[int]
     token_count: int
     media_token_count: int
+    variant: str = ""
 
     @classmethod
     def of(cls, expanded: ExpandedPrompt, keys: Sequence[str]) -> LaidOutPrompt:
@@ -53,6 +55,7 @@ class LaidOutPrompt:
             item_of_span=[span.item for span in expanded.spans],
             token_count=len(expanded.token_ids),
             media_token_count=sum(span.length for span in spans),
+            variant=expanded.variant,
         )
 
     def sequence(
@@ -69,4 +72,5 @@ class LaidOutPrompt:
             sampling=sampling,
             stopping=stopping,
             arrival=arrival,
+            variant=self.variant,
         )

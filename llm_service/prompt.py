@@ -286,7 +286,7 @@ def _item(item: media_pb2.MediaItem, param: str) -> Item:
     modality = _MODALITIES.get(item.modality)
     if modality is None:
         raise InvalidRequestError("the modality is required", param=f"{param}.modality")
-    if item.form not in (media_pb2.MEDIA_FORM_FILE, media_pb2.MEDIA_FORM_EMBEDDINGS):
+    if item.form == media_pb2.MEDIA_FORM_UNSPECIFIED:
         raise InvalidRequestError("the form is required", param=f"{param}.form")
     if len(item.settings) > MAX_ITEM_SETTINGS_LENGTH:
         raise InvalidRequestError("the settings are too long", param=f"{param}.settings")

@@ -37,7 +37,7 @@ from protos.llm.v1 import (
 from shared.checkpoint import find_checkpoint
 from shared.errors import UnavailableError
 from shared.families import load_family
-from shared.families.base import Checkpoint, Family, Modality
+from shared.families.base import MAIN_TENSOR, Checkpoint, Family, Modality
 from shared.rpc.server import RunningServer, ServiceRegistration, build_server
 from shared.telemetry import Stopwatch, configure_logging
 
@@ -241,7 +241,7 @@ def _prompts_and_facts(
         names=settings.served_model_name or (settings.model,),
         family=family.model_type,
         max_model_len=settings.max_model_len or family.context_length(),
-        hidden_size=family.hidden_size(),
+        tensor_widths={MAIN_TENSOR: family.hidden_size(), **family.extra_widths()},
         vocabulary_size=vocabulary_size,
         defaults=GenerationDefaults.of_checkpoint(
             checkpoint.generation_config,
@@ -269,7 +269,7 @@ def _template(
 
 def _build_server(settings: LlmSettings, parts: GenerationParts, facts: ModelFacts) -> RunningServer:
     llm = LlmServicer(parts, facts)
-    embeddings = EmbeddingServicer(parts.store, facts.hidden_size)
+    embeddings = EmbeddingServicer(parts.store, facts.tensor_widths)
 
     def register_llm(server: Any) -> None:
         llm_service_pb2_grpc.add_LlmServiceServicer_to_server(llm, server)

@@ -22,7 +22,7 @@ from protos.llm.v1 import llm_service_pb2 as pb
 from protos.llm.v1 import llm_service_pb2_grpc as pb_grpc
 from protos.media.v1 import media_pb2
 from shared.errors import InvalidRequestError, UnknownModelError
-from shared.families.base import Modality
+from shared.families.base import MAIN_TENSOR, Modality
 
 _WIRE_MODALITIES: Mapping[Modality, media_pb2.Modality.ValueType] = {
     "image": media_pb2.MODALITY_IMAGE,
@@ -53,12 +53,13 @@ class ModelFacts:
     Attributes:
         names: that requests may use, the main one first.
         max_model_len: before the engine has measured what fits.
+        tensor_widths: the tensors of an item, in order, and the width of each.
     """
 
     names: tuple[str, ...]
     family: str
     max_model_len: int
-    hidden_size: int
+    tensor_widths: Mapping[str, int]
     vocabulary_size: int
     defaults: GenerationDefaults
 
@@ -111,7 +112,7 @@ class LlmServicer(pb_grpc.LlmServiceServicer):
             models=self._facts.names,
             family=self._facts.family,
             max_model_len=self._max_model_len(),
-            hidden_size=self._facts.hidden_size,
+            hidden_size=self._facts.tensor_widths[MAIN_TENSOR],
             vocabulary_size=self._facts.vocabulary_size,
             start_seconds=self._start_seconds,
             modality_limits=list(_limits(self._parts.prompts.item_limits)),

@@ -19,6 +19,9 @@ CHUNK_BYTE_COUNT = 512 * 1024
 """Bytes of a tensor in one frame. 256 KiB to 1 MiB measure alike; smaller and larger are slower."""
 
 MAX_TENSOR_RANK = 4
+MAX_TIME_S = 65536.0
+"""Latest time of a frame, in seconds."""
+
 MAX_NAME_LENGTH = 64
 
 
@@ -85,6 +88,9 @@ def info_to_wire(info: MediaInfo) -> media_pb2.MediaInfo:
     message = media_pb2.MediaInfo(row_count=info.row_count, grids=grids)
     if info.image_size is not None:
         message.image_size.CopyFrom(media_pb2.Size(height=info.image_size[0], width=info.image_size[1]))
+    message.timestamps.extend(info.timestamps)
+    if info.seconds_per_grid is not None:
+        message.seconds_per_grid = info.seconds_per_grid
     return message
 
 
@@ -92,13 +98,24 @@ def info_from_wire(message: media_pb2.MediaInfo) -> MediaInfo:
     """Reads a layout.
 
     Raises:
-        InvalidRequestError: a count or size below 1.
+        InvalidRequestError: a count or size below 1, or a time out of bounds.
     """
     grids = tuple(_grid(grid) for grid in message.grids)
     size = (message.image_size.height, message.image_size.width) if message.HasField("image_size") else None
     if message.row_count < 1 or (size is not None and min(size) < 1):
         raise InvalidRequestError("a media layout needs at least one row and positive sizes", param="info")
-    return MediaInfo(row_count=message.row_count, grids=grids, image_size=size)
+    if not all(0 <= time <= MAX_TIME_S for time in message.timestamps):
+        raise InvalidRequestError("a frame's time is out of bounds", param="info.timestamps")
+    spacing = message.seconds_per_grid if message.HasField("seconds_per_grid") else None
+    if spacing is not None and not 0 < spacing <= MAX_TIME_S:
+        raise InvalidRequestError("the time between frames is out of bounds", param="info.seconds_per_grid")
+    return MediaInfo(
+        row_count=message.row_count,
+        grids=grids,
+        image_size=size,
+        timestamps=tuple(message.timestamps),
+        seconds_per_grid=spacing,
+    )
 
 
 def _grid(message: media_pb2.Grid) -> Grid:

@@ -46,7 +46,7 @@ class HostRows:
         """See `RowSource`."""
         raw = self._items[int(key)]
         shape = (raw.shape[0], raw.shape[1])
-        return [ArenaTensor("image_embeds", raw.data_type, shape, 0)]  # type: ignore[arg-type]
+        return [ArenaTensor("embeds", raw.data_type, shape, 0)]  # type: ignore[arg-type]
 
     def rows(self, key: str, tensor_name: str, first: int, count: int) -> memoryview:
         """See `RowSource`."""
@@ -82,7 +82,7 @@ class OneProcess:
         """
         features = list(self._threads.map(self._preprocess, pictures))
         encoded = self._tower.encode(features)
-        rows = HostRows([to_raw(tensors["image_embeds"]) for tensors in encoded])
+        rows = HostRows([to_raw(tensors["embeds"]) for tensors in encoded])
         text = [100 + ord(letter) for letter in question]
         prompt = self._layout.expand(
             [self._image_id] * len(pictures) + text, [each.info for each in features]

@@ -13,13 +13,14 @@ import mmap
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from shared import errors
-from shared.families.base import EncodedItem, Features, Grid, MediaInfo, RawTensor
+from shared.families.base import EncodedItem, Features, Grid, MediaInfo, Modality, RawTensor
 
 MAX_MESSAGE_LENGTH = 64 * 1024
 _ALIGNMENT = 64
@@ -30,12 +31,15 @@ class Job(msgspec.Struct, tag=True, frozen=True):
     """An item to work on; its payload is the whole memory file.
 
     Attributes:
-        precomputed: True for serialised `PrecomputedEmbeddings`, False for a picture.
+        form: what the payload is: an encoded file, serialised
+            `PrecomputedEmbeddings` or a serialised `FrameList`.
         settings: canonical JSON of the processor settings, or "".
+        modality: what it shows.
     """
 
-    precomputed: bool
+    form: Literal["file", "embeddings", "frames"]
     settings: str
+    modality: Modality = "image"
 
 
 class ArrayRecord(msgspec.Struct, frozen=True):
@@ -65,6 +69,8 @@ class Done(msgspec.Struct, tag=True, frozen=True):
     image_size: tuple[int, int] | None
     token_cost: int
     arrays: tuple[ArrayRecord, ...]
+    timestamps: tuple[float, ...] = ()
+    seconds_per_grid: float | None = None
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):
@@ -156,7 +162,18 @@ def pack(result: Features | EncodedItem) -> tuple[Done, int]:
     fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     info = result.info
     grids = tuple((grid.time, grid.height, grid.width) for grid in info.grids)
-    return Done(info.row_count, grids, info.image_size, token_cost, tuple(records)), file
+    return (
+        Done(
+            info.row_count,
+            grids,
+            info.image_size,
+            token_cost,
+            tuple(records),
+            info.timestamps,
+            info.seconds_per_grid,
+        ),
+        file,
+    )
 
 
 def unpack(done: Done, file: int) -> Features | EncodedItem:
@@ -168,7 +185,7 @@ def unpack(done: Done, file: int) -> Features | EncodedItem:
         mmap.mmap(file, os.fstat(file).st_size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
     )
     grids = tuple(Grid(*grid) for grid in done.grids)
-    info = MediaInfo(row_count=done.row_count, grids=grids, image_size=done.image_size)
+    info = MediaInfo(done.row_count, grids, done.image_size, done.timestamps, done.seconds_per_grid)
     parts = {record.name: (record, mapping[record.offset :][: record.byte_count]) for record in done.arrays}
     if done.token_cost == 0:
         tensors = {

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from encoder_service.media import messages
 from encoder_service.media.picture import decode_picture
-from shared.errors import BadMediaError, MediaTooLargeError, PerceptError
+from shared.errors import BadMediaError, MediaTooLargeError, PerceptError, UnsupportedMediaError
 from shared.families.base import EncodedItem, Features, Preprocessor
 
 logger = logging.getLogger(__name__)
@@ -115,11 +115,13 @@ def _payload(file: int) -> bytes:
 def _process(
     preprocessor: Preprocessor, job: messages.Job, payload: bytes, max_pixel_count: int
 ) -> Features | EncodedItem:
-    if job.precomputed:
+    if job.form == "embeddings":
         from encoder_service.media.embedding_files.fields import read_fields
 
-        return preprocessor.accept_embeddings(read_fields(payload))
+        return preprocessor.accept_embeddings(job.modality, read_fields(payload))
     settings = messages.decoded_settings(job.settings)
+    if job.form != "file" or job.modality != "image":
+        raise UnsupportedMediaError(f"no {job.modality} can be decoded")
     return preprocessor.preprocess_image(decode_picture(payload, max_pixel_count), settings)
 
 

@@ -3,7 +3,8 @@
 A block's keys and values follow from all tokens up to its end and from the
 media among them. Placeholder ids say nothing about the picture, so the keys of
 the items that overlap the block, and where their rows fall in it, are hashed
-with the tokens; the parent's hash stands for all that lies before.
+with the tokens; the parent's hash stands for all that lies before, and before the
+first block for the variant of the weights.
 
 Positions are left out, as they follow from tokens and media. Knows nothing of
 which blocks exist.
@@ -18,8 +19,6 @@ from collections.abc import Iterator
 from llm_service.engine.messages import SpanMessage
 from llm_service.engine.sequence import Sequence
 
-_ROOT = bytes(hashlib.sha256().digest_size)
-
 
 def hashes_of(sequence: Sequence, block_count: int, block_size: int) -> list[bytes]:
     """Hashes of the sequence's leading `block_count` blocks, all of them full of known tokens.
@@ -30,7 +29,7 @@ def hashes_of(sequence: Sequence, block_count: int, block_size: int) -> list[byt
     assert block_count * block_size <= len(sequence.token_ids), "a block that is not full has no hash"
     while len(hashes) < block_count:
         start = len(hashes) * block_size
-        parent = hashes[-1] if hashes else _ROOT
+        parent = hashes[-1] if hashes else hashlib.sha256(sequence.variant.encode()).digest()
         hashes.append(_hash_block(parent, sequence, start, start + block_size))
     return hashes[:block_count]
 

@@ -106,7 +106,8 @@ class SpanMessage(msgspec.Struct, frozen=True):
         key: content key of the item; several spans may have the same.
         start: first position in the expanded prompt.
         length: number of rows.
-        splittable: False where a prefill chunk may not cut the span.
+        splittable: False where the span's tokens see each other in both directions,
+            so that no prefill chunk may cut it.
         first_row: the item's row that fills the first position.
     """
 
@@ -128,6 +129,7 @@ class AddSequence(msgspec.Struct, tag=True, frozen=True):
         next_position: position of the first generated token on every axis.
         spans: in order, not overlapping.
         arrival: when the request came; older ones go first.
+        variant: which set of weights computes it; see `ExpandedPrompt`.
     """
 
     sequence_id: int
@@ -139,13 +141,14 @@ class AddSequence(msgspec.Struct, tag=True, frozen=True):
     sampling: SamplingSettings
     stopping: StoppingSettings
     arrival: float
+    variant: str = ""
 
 
 class ArenaTensor(msgspec.Struct, frozen=True):
     """One tensor of an item: dense, row-major, in the shared arena.
 
     Attributes:
-        name: "image_embeds" for the main one.
+        name: "embeds" for the main one.
         data_type: element type, little-endian.
         shape: (rows, width).
         offset: first byte in the arena.

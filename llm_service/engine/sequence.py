@@ -27,6 +27,7 @@ class Sequence:
         spans: placeholder runs in order of `start`.
         positions: int64 (axes, prompt_length) rotary positions of the prompt.
         next_position: position of the first generated token, on every axis.
+        variant: which set of weights computes it, "" for the plain one.
         computed_count: leading tokens whose keys and values are in the blocks.
         block_table: block ids, the first for tokens 0 to block size - 1.
         block_hashes: content hashes of the leading full blocks, as far as
@@ -50,6 +51,7 @@ class Sequence:
         self.prompt_length = len(self.token_ids)
         self.positions = _read_positions(message, self.prompt_length)
         self.next_position = message.next_position
+        self.variant = message.variant
         self.spans: list[SpanMessage] = message.spans
         self.sampling: SamplingSettings = message.sampling
         self.stopping: StoppingSettings = message.stopping

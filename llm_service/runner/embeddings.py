@@ -15,11 +15,8 @@ import torch
 from llm_service.engine.batch import RowSource, ScheduledSequence
 from llm_service.engine.messages import ArenaTensor
 from llm_service.runner.static_buffer import Fence
-from shared.families.base import RawTensor
+from shared.families.base import MAIN_TENSOR, RawTensor
 from shared.torch_tensors import TORCH_TYPES, from_raw
-
-MAIN_TENSOR = "image_embeds"
-"""Name of the tensor whose rows stand in for placeholder tokens."""
 
 WIDEST_BYTES = 4
 """Bytes of the widest element that rows may have."""
@@ -50,9 +47,11 @@ class RowPlacer:
     Args:
         max_rows: most rows of a step.
         width: elements of a row.
+        tensor: which of an item's tensors has the rows.
     """
 
-    def __init__(self, max_rows: int, width: int, device: torch.device) -> None:
+    def __init__(self, max_rows: int, width: int, device: torch.device, tensor: str = MAIN_TENSOR) -> None:
+        self._tensor = tensor
         self._device = device
         self._fence = Fence(device)
         self._byte_count = max_rows * width * WIDEST_BYTES
@@ -61,7 +60,7 @@ class RowPlacer:
 
     def place(
         self, inputs_embeds: torch.Tensor, items: list[ScheduledSequence], rows: list[int], source: RowSource
-    ) -> None:
+    ) -> bool:
         """Overwrites the placeholder rows of a step's (tokens, hidden) input embeddings.
 
         Args:
@@ -69,15 +68,19 @@ class RowPlacer:
             rows: first flat row of each item.
             source: embedding rows; those that the items need are there. Converted
                 to the type of `inputs_embeds`.
+
+        Returns:
+            Whether there were any.
         """
-        placements = list(_placements(items, rows, source))
+        placements = list(_placements(items, rows, source, self._tensor))
         if not placements:
-            return
+            return False
         if self._stream is None:
             for placement in placements:
                 _fill(inputs_embeds[placement.target], placement)
         else:
             self._copy(inputs_embeds, placements, self._stream)
+        return True
 
     def _copy(
         self, inputs_embeds: torch.Tensor, placements: list[Placement], stream: torch.cuda.Stream
@@ -117,7 +120,9 @@ def _fill(target: torch.Tensor, placement: Placement) -> None:
     target.copy_(from_raw(RawTensor(placement.data_type, tuple(target.shape), placement.data)))
 
 
-def _placements(items: list[ScheduledSequence], rows: list[int], source: RowSource) -> Iterator[Placement]:
+def _placements(
+    items: list[ScheduledSequence], rows: list[int], source: RowSource, tensor_name: str
+) -> Iterator[Placement]:
     """What of which item goes where."""
     for row, item in zip(rows, items, strict=True):
         if item.start >= item.sequence.prompt_length:
@@ -126,14 +131,14 @@ def _placements(items: list[ScheduledSequence], rows: list[int], source: RowSour
         for span in item.sequence.spans:
             first, last = max(span.start, item.start), min(span.start + span.length, end)
             if first < last:
-                tensor = _main_tensor(source, span.key)
+                tensor = _tensor(source, span.key, tensor_name)
                 data = source.rows(span.key, tensor.name, span.first_row + first - span.start, last - first)
                 target = slice(row + first - item.start, row + last - item.start)
                 yield Placement(target, data, tensor.data_type)
 
 
-def _main_tensor(source: RowSource, key: str) -> ArenaTensor:
+def _tensor(source: RowSource, key: str, name: str) -> ArenaTensor:
     for tensor in source.tensors(key):
-        if tensor.name == MAIN_TENSOR:
+        if tensor.name == name:
             return tensor
-    raise AssertionError(f"no tensor {MAIN_TENSOR!r} among those of {key}")
+    raise AssertionError(f"no tensor {name!r} among those of {key}")

@@ -7,7 +7,9 @@ the order of a layer. Does not know paged attention: the step's plan attends.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -50,7 +52,10 @@ class FusedDecoder:
 
     Attributes:
         axes: int64 (head_dim / 2,): which axis of the positions each frequency takes.
+        extra_widths: none; see `LanguageModel`.
     """
+
+    extra_widths: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, decoder: Decoder) -> None:
         model: Any = decoder.module.model

@@ -18,6 +18,7 @@ from llm_service.runner.attention.registration import CONTEXT_KEYWORD
 from llm_service.runner.cuda_graphs import DecodeGraphs
 from llm_service.runner.decode_rows import only_decodes
 from llm_service.runner.embeddings import RowPlacer
+from llm_service.runner.extra_rows import ExtraRows
 from llm_service.runner.inputs import InputBuffers, StepInputs
 from llm_service.runner.kv_cache import KvCache
 from llm_service.runner.rehearsal import run_smallest
@@ -71,6 +72,7 @@ class ModelRunner:
         size = (settings.max_num_batched_tokens, model.hidden_size)
         self._inputs_embeds = torch.zeros(size, dtype=dtype, device=device)
         self._row_placer = RowPlacer(*size, device)
+        self._extra_rows = ExtraRows(model.extra_widths, size[0], dtype, device)
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch, rows: RowSource) -> list[SampledToken]:
@@ -128,8 +130,9 @@ class ModelRunner:
         embeds = self._inputs_embeds[: len(step.token_ids)]
         embeds.copy_(self._model.embed(step.token_ids))
         self._row_placer.place(embeds, step.items, step.rows, rows)
+        extras = self._extra_rows.place(len(embeds), step.items, step.rows, rows)
         if len(step.fresh_blocks):
             self._cache.clear(step.fresh_blocks)
         plan = self._backend.plan(self._cache, step.shape)
         context = AttentionContext(self._cache, step.shape.slots, plan, step.shape)
-        return self._model.forward(embeds, step.positions, **{CONTEXT_KEYWORD: context})
+        return self._model.forward(embeds, step.positions, **{CONTEXT_KEYWORD: context}, **extras)

@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 
 Modality = Literal["image", "video", "audio"]
 
+MAIN_TENSOR = "embeds"
+"""Name of an item's first tensor, whose rows stand in for placeholder tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Patches of an item before any merging: frames, rows, columns."""
+    """What an item was cut into: frames, rows and columns of patches or of tiles, as the family says."""
 
     time: int
     height: int
@@ -44,15 +47,48 @@ class MediaInfo:
 
     Attributes:
         row_count: embedding rows that the item yields, at least 1.
-        grids: the patch grids, for families that have them: one for a media
-            file, n for precomputed embeddings of n pictures in one item, whose
-            rows stand one after the other.
+        grids: for families that need them to lay rows out, of patches before any
+            merging or of tiles: one for a media file, n for precomputed embeddings
+            of n pictures in one item, whose rows stand one after the other.
         image_size: height and width of the picture in pixels, where known.
+        timestamps: of a video, when each of its frame groups is seen, in seconds
+            from its start, for families that write it into the prompt.
+        seconds_per_grid: of a video, seconds between two of its frame groups, for
+            families that put it into positions.
     """
 
     row_count: int
     grids: tuple[Grid, ...] = ()
     image_size: tuple[int, int] | None = None
+    timestamps: tuple[float, ...] = ()
+    seconds_per_grid: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VideoClip:
+    """Frames that were taken from a video.
+
+    Attributes:
+        frames: RGB, uint8 (frames, height, width, 3), at least one.
+        indices: place of each in the whole video, rising.
+        frame_count: frames of the whole video.
+        frames_per_second: of the whole video.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    indices: tuple[int, ...]
+    frame_count: int
+    frames_per_second: float
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """When each frame is seen, in seconds."""
+        return tuple(index / self.frames_per_second for index in self.indices)
+
+    @property
+    def sampled_rate(self) -> float:
+        """Frames taken per second of the video."""
+        return len(self.indices) / self.frame_count * self.frames_per_second
 
 
 @dataclass(slots=True)
@@ -108,8 +144,20 @@ class Preprocessor(Protocol):
         """
         ...
 
-    def accept_embeddings(self, fields: Mapping[str, RawTensor]) -> EncodedItem:
-        """Checks precomputed embeddings and lays them out.
+    def preprocess_video(self, clip: VideoClip, settings: Mapping[str, Any]) -> Features:
+        """Turns a video's frames into features. Called only where the family takes videos.
+
+        Runs where there is no torch: it settles sizes, rows and times, and may leave
+        the frames' resizing to the tower.
+
+        Raises:
+            BadMediaError: the frames cannot be processed.
+            InvalidRequestError: a setting that the family does not have.
+        """
+        ...
+
+    def accept_embeddings(self, modality: Modality, fields: Mapping[str, RawTensor]) -> EncodedItem:
+        """Checks precomputed embeddings of one of the family's modalities and lays them out.
 
         Raises:
             BadEmbeddingsError: unknown or missing field, wrong rank, hidden
@@ -130,7 +178,19 @@ class Tower(Protocol):
 
         Returns:
             One dict per item: named tensors (row_count, width), on the tower's
-            device and in its dtype. The main one is "image_embeds".
+            device and in its dtype: first `MAIN_TENSOR`, then those of
+            `Family.extra_widths`, in that order.
+        """
+        ...
+
+    def split(self, features: Features) -> list[Features]:
+        """Cuts an item into parts that can be encoded apart, a video into groups of frames.
+
+        The rows of the parts, one after the other, are those of the whole; each part's
+        `info` counts its own.
+
+        Returns:
+            The item itself where it is best encoded in one go.
         """
         ...
 
@@ -152,7 +212,8 @@ class Span:
             pictures has as many spans.
         start: first position in the expanded prompt.
         length: number of rows.
-        splittable: False where a prefill chunk may not cut the span.
+        splittable: False where the span's tokens see each other in both directions,
+            so that no prefill chunk may cut it.
         first_row: the item's row that fills the first position.
     """
 
@@ -174,12 +235,16 @@ class ExpandedPrompt:
             time, height, width).
         next_position: the position, on every axis, of the first generated
             token; later ones count up from it.
+        variant: which of several sets of weights the prompt is computed with, where
+            the family has such (adapters inside the checkpoint); "" for the plain
+            ones. Prompts of different variants share no blocks.
     """
 
     token_ids: list[int]
     spans: list[Span]
     positions: npt.NDArray[np.int64]
     next_position: int
+    variant: str = ""
 
 
 class PromptLayout(Protocol):
@@ -217,6 +282,8 @@ class LanguageModel(Protocol):
     hidden_size: int
     vocabulary_size: int
     kv_layout: KvLayout
+    extra_widths: Mapping[str, int]
+    """Tensors of an item beside its main one that `forward` takes as `extras`, and their widths."""
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """int64 (tokens,) to (tokens, hidden). Placeholder ids give rows to be overwritten."""
@@ -229,7 +296,9 @@ class LanguageModel(Protocol):
             inputs_embeds: (tokens, hidden).
             positions: int64 (axes, tokens).
             attention: handed through the modeling code to the registered
-                attention function on every layer.
+                attention function on every layer. Where the model has
+                `extra_widths` and the step has media rows, also `extras`: by name
+                (tokens, width), zero on rows that no item fills.
 
         Returns:
             Final hidden states, normalised, (tokens, hidden).
@@ -267,6 +336,10 @@ class Family(Protocol):
 
     def hidden_size(self) -> int:
         """Width of an embedding row that the language model takes."""
+        ...
+
+    def extra_widths(self) -> Mapping[str, int]:
+        """Tensors that an item has beside its main one, and the width of each; mostly none."""
         ...
 
 

@@ -6,7 +6,8 @@ does, where keys and values live, or which family this is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,7 +35,10 @@ class Decoder:
         module: the text model and its output layer.
         axes: rows of the positions, 3 with M-RoPE, else 1.
         dtype: element type of the weights.
+        extra_widths: none; see `LanguageModel`.
     """
+
+    extra_widths: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, module: nn.Module, text_config: Any, axes: int) -> None:
         assert isinstance(module, DecoderModule)

@@ -15,6 +15,7 @@ import numpy as np
 
 from shared.errors import BadEmbeddingsError, InvalidRequestError
 from shared.families.base import (
+    MAIN_TENSOR,
     Checkpoint,
     EncodedItem,
     ExpandedPrompt,
@@ -29,6 +30,7 @@ from shared.families.base import (
     Tower,
 )
 from shared.families.config import model_config
+from shared.families.defaults import CommonFamily, InOneGo, PicturesAlone
 from shared.families.embeddings import check_fields, check_rows, read_integers
 from shared.families.image_processor import ImageProcessor
 from shared.families.mrope import check_placeholder_count
@@ -65,7 +67,7 @@ PREFIXES: Prefixes = {
 """As the hub's files name tensors, and as newer transformers save them."""
 
 
-class LlavaPreprocessor:
+class LlavaPreprocessor(PicturesAlone):
     """Pictures and precomputed embeddings; see `Preprocessor`."""
 
     def __init__(self, checkpoint: Checkpoint, config: Any, row_count: int) -> None:
@@ -82,7 +84,7 @@ class LlavaPreprocessor:
         info = MediaInfo(row_count=self._row_count, image_size=(picture.height, picture.width))
         return Features(info, {"pixel_values": pixels}, self._row_count)
 
-    def accept_embeddings(self, fields: Mapping[str, RawTensor]) -> EncodedItem:
+    def accept_embeddings(self, modality: Modality, fields: Mapping[str, RawTensor]) -> EncodedItem:
         """See `Preprocessor`.
 
         Fields: `image_embeds` (rows, hidden); `image_sizes` [2] or [1, 2] may be there.
@@ -94,7 +96,7 @@ class LlavaPreprocessor:
             raise BadEmbeddingsError(
                 f"{ROWS} has {rows} rows; a picture of this model has {self._row_count}", param=ROWS
             )
-        return EncodedItem(MediaInfo(row_count=rows, image_size=image_size), {ROWS: fields[ROWS]})
+        return EncodedItem(MediaInfo(row_count=rows, image_size=image_size), {MAIN_TENSOR: fields[ROWS]})
 
     def _check_size(self, checkpoint: Checkpoint, side: int) -> None:
         """Raises InvalidRequestError where the processor makes other sizes than the tower takes."""
@@ -116,7 +118,7 @@ class LlavaPreprocessor:
         return height, width
 
 
-class LlavaTower:
+class LlavaTower(InOneGo):
     """Vision tower and projector with their weights; see `Tower`."""
 
     def __init__(self, module: nn.Module, config: Any) -> None:
@@ -136,7 +138,7 @@ class LlavaTower:
             output = self._module.tower(pixels.to(weight.device, weight.dtype), output_hidden_states=True)
             chosen = torch.cat([output.hidden_states[layer] for layer in self._layers], dim=-1)
             rows = self._module.projector(chosen[:, 1:] if self._drops_first else chosen)
-        return [{ROWS: part} for part in rows]
+        return [{MAIN_TENSOR: part} for part in rows]
 
     def use_kernels(self, team: Team) -> bool:
         """See `Tower`. The blocks alone: patches and projector are a few percent of the work."""
@@ -207,14 +209,10 @@ class LlavaLayout:
         return ExpandedPrompt(expanded, spans, positions, next_position=len(expanded))
 
 
-class LlavaFamily:
+class LlavaFamily(CommonFamily):
     """Factory of the parts of one LLaVA checkpoint; see `Family`."""
 
     model_type = "llava"
-    modalities: tuple[Modality, ...] = ("image",)
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
@@ -243,14 +241,6 @@ class LlavaFamily:
         return load_decoder(
             _build_text_model, config, self._checkpoint, PREFIXES, device, dtype, attention_name, axes=1
         )
-
-    def context_length(self) -> int:
-        """See `Family`."""
-        return int(model_config(self._checkpoint).get_text_config().max_position_embeddings)
-
-    def hidden_size(self) -> int:
-        """See `Family`."""
-        return int(model_config(self._checkpoint).get_text_config().hidden_size)
 
     def _row_count(self) -> int:
         config = model_config(self._checkpoint)

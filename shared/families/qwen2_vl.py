@@ -13,6 +13,7 @@ import numpy as np
 
 from shared.errors import BadEmbeddingsError, InvalidRequestError
 from shared.families.base import (
+    MAIN_TENSOR,
     Checkpoint,
     EncodedItem,
     Features,
@@ -26,6 +27,7 @@ from shared.families.base import (
     Tower,
 )
 from shared.families.config import model_config
+from shared.families.defaults import CommonFamily, InOneGo, PicturesAlone
 from shared.families.embeddings import check_fields, check_rows, read_grids
 from shared.families.image_processor import ImageProcessor
 from shared.families.mrope import AXES, MRopeLayout
@@ -55,7 +57,7 @@ PREFIXES: Prefixes = {
 """As the hub's files name tensors, and as newer transformers save them."""
 
 
-class Qwen2VLPreprocessor:
+class Qwen2VLPreprocessor(PicturesAlone):
     """Pictures and precomputed embeddings; see `Preprocessor`."""
 
     def __init__(self, checkpoint: Checkpoint, config: Any) -> None:
@@ -80,7 +82,7 @@ class Qwen2VLPreprocessor:
         )
         return Features(info, {"pixel_values": arrays["pixel_values"], GRID: arrays[GRID]}, patch_count)
 
-    def accept_embeddings(self, fields: Mapping[str, RawTensor]) -> EncodedItem:
+    def accept_embeddings(self, modality: Modality, fields: Mapping[str, RawTensor]) -> EncodedItem:
         """See `Preprocessor`.
 
         Fields: `image_embeds` (rows, hidden) and `image_grid_thw` [3], [1, 3] or [n, 3].
@@ -94,7 +96,7 @@ class Qwen2VLPreprocessor:
                 f"{ROWS} has {fields[ROWS].shape[0]} rows; {GRID} implies {implied}", param=ROWS
             )
         rows = check_rows(ROWS, fields[ROWS], self._hidden_size)
-        return EncodedItem(MediaInfo(row_count=rows, grids=grids), {ROWS: fields[ROWS]})
+        return EncodedItem(MediaInfo(row_count=rows, grids=grids), {MAIN_TENSOR: fields[ROWS]})
 
     def _check_patches(self, checkpoint: Checkpoint, vision: Any) -> None:
         """Raises InvalidRequestError where the processor cuts other patches than the tower takes."""
@@ -139,7 +141,7 @@ class Qwen2VLPreprocessor:
         return value
 
 
-class Qwen2VLTower:
+class Qwen2VLTower(InOneGo):
     """The vision tower with its weights; see `Tower`."""
 
     def __init__(self, module: nn.Module, hidden_size: int, merge_size: int) -> None:
@@ -158,7 +160,7 @@ class Qwen2VLTower:
             output = self._module(pixels.to(weight.device, weight.dtype), grid_thw=grids.to(weight.device))
         rows: torch.Tensor = output.pooler_output
         counts = [features.info.row_count for features in batch]
-        return [{ROWS: part} for part in torch.split(rows, counts)]
+        return [{MAIN_TENSOR: part} for part in torch.split(rows, counts)]
 
     def use_kernels(self, team: Team) -> bool:
         """See `Tower`."""
@@ -206,14 +208,10 @@ def _block_weights(block: Any, team: Team) -> BlockWeights:
     )
 
 
-class Qwen2VLFamily:
+class Qwen2VLFamily(CommonFamily):
     """Factory of the parts of one Qwen2-VL checkpoint; see `Family`."""
 
     model_type = "qwen2_vl"
-    modalities: tuple[Modality, ...] = ("image",)
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
@@ -252,14 +250,6 @@ class Qwen2VLFamily:
         return load_decoder(
             self._build_text_model, config, self._checkpoint, PREFIXES, device, dtype, attention_name, AXES
         )
-
-    def context_length(self) -> int:
-        """See `Family`."""
-        return int(model_config(self._checkpoint).get_text_config().max_position_embeddings)
-
-    def hidden_size(self) -> int:
-        """See `Family`."""
-        return int(model_config(self._checkpoint).get_text_config().hidden_size)
 
     def _merge_size(self) -> int:
         return int(self._checkpoint.config.get("vision_config", {}).get("spatial_merge_size", 2))

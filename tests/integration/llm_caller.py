@@ -112,7 +112,7 @@ class Rows:
         (rows,) = self.reference.image_features(features)
         grids = tuple(Grid(*(int(side) for side in grid)) for grid in features.get("image_grid_thw", ()))
         info = MediaInfo(len(rows), grids, (image.height, image.width))
-        layout = TensorLayout("image_embeds", "float32", tuple(rows.shape))
+        layout = TensorLayout("embeds", "float32", tuple(rows.shape))
         return header_to_wire(key_of(image), info, [layout]), rows.numpy().tobytes()
 
     def expected(

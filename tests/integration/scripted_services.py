@@ -213,9 +213,7 @@ class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
 
 
 async def _push(address: str, key: str) -> None:
-    tensor = tensor_pb2.TensorHeader(
-        name="image_embeds", data_type=tensor_pb2.DATA_TYPE_FLOAT32, shape=[1, 1]
-    )
+    tensor = tensor_pb2.TensorHeader(name="embeds", data_type=tensor_pb2.DATA_TYPE_FLOAT32, shape=[1, 1])
     header = media_pb2.EmbeddingsHeader(key=key, info=media_pb2.MediaInfo(row_count=1), tensors=[tensor])
     frames = [
         embedding_service_pb2.PutEmbeddingsRequest(header=header),

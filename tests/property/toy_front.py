@@ -163,7 +163,7 @@ class ToyFront:
         self._spoil(key)
         self.ready[key] = 0
         shape = (ITEM_ROWS[key], 1)
-        tensor = ArenaTensor("image_embeds", "float32", shape, self._offset(key))
+        tensor = ArenaTensor("embeds", "float32", shape, self._offset(key))
         self.engine.receive(OpenEmbeddings(key, [tensor]))
 
     def deliver(self, key: str, row_count: int | None = None) -> None:

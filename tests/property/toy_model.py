@@ -179,7 +179,7 @@ class ToyRunner:
             first, last = max(start, span.start), min(end, span.start + span.length)
             if first < last:
                 row = span.first_row + first - span.start
-                data = rows.rows(span.key, "image_embeds", row, last - first)
+                data = rows.rows(span.key, "embeds", row, last - first)
                 inputs[first - start : last - start] = np.frombuffer(data, dtype=np.uint32)
         return inputs
 

@@ -6,6 +6,8 @@ not know how sequences are scheduled or how the cache is shared out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ OPERATIONS_PER_LAYER = 8
 
 class CpuDecoder:
     """See `LanguageModel`; takes any mixture of chunks and decoding sequences in one run."""
+
+    extra_widths: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, weights: DecoderWeights, layout: KvLayout, team: Team, max_tokens: int) -> None:
         """Takes the step's memory.

@@ -78,6 +78,8 @@ def obstacle(decoder: Decoder) -> str | None:
     name, config = type(model).__name__, model.config
     if name not in _CLASSES:
         return f"{name} is not one of the known structures"
+    if decoder.extra_widths:
+        return f"it takes {', '.join(decoder.extra_widths)} beside its input embeddings"
     if config.hidden_act != "silu":
         return f"the activation is {config.hidden_act}"
     if model.rotary_emb.rope_type not in _STEADY_ROTATIONS:

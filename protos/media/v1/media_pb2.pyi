@@ -48,18 +48,26 @@ class _MediaFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MediaForm.V
     DESCRIPTOR: _descriptor.EnumDescriptor
     MEDIA_FORM_UNSPECIFIED: _MediaForm.ValueType  # 0
     MEDIA_FORM_FILE: _MediaForm.ValueType  # 1
-    """An encoded file: PNG, JPEG, WebP, GIF, BMP or TIFF for images."""
+    """An encoded file: PNG, JPEG, WebP, GIF, BMP or TIFF for images; MP4, WebM, MOV,
+    Matroska or GIF for videos.
+    """
     MEDIA_FORM_EMBEDDINGS: _MediaForm.ValueType  # 2
     """A serialised PrecomputedEmbeddings message."""
+    MEDIA_FORM_FRAMES: _MediaForm.ValueType  # 3
+    """A serialised FrameList message, for videos."""
 
 class MediaForm(_MediaForm, metaclass=_MediaFormEnumTypeWrapper):
     """How an item's payload is written."""
 
 MEDIA_FORM_UNSPECIFIED: MediaForm.ValueType  # 0
 MEDIA_FORM_FILE: MediaForm.ValueType  # 1
-"""An encoded file: PNG, JPEG, WebP, GIF, BMP or TIFF for images."""
+"""An encoded file: PNG, JPEG, WebP, GIF, BMP or TIFF for images; MP4, WebM, MOV,
+Matroska or GIF for videos.
+"""
 MEDIA_FORM_EMBEDDINGS: MediaForm.ValueType  # 2
 """A serialised PrecomputedEmbeddings message."""
+MEDIA_FORM_FRAMES: MediaForm.ValueType  # 3
+"""A serialised FrameList message, for videos."""
 Global___MediaForm: _TypeAlias = MediaForm  # noqa: Y015
 
 @_typing.final
@@ -110,13 +118,20 @@ class MediaInfo(_message.Message):
     ROW_COUNT_FIELD_NUMBER: _builtins.int
     GRIDS_FIELD_NUMBER: _builtins.int
     IMAGE_SIZE_FIELD_NUMBER: _builtins.int
+    TIMESTAMPS_FIELD_NUMBER: _builtins.int
+    SECONDS_PER_GRID_FIELD_NUMBER: _builtins.int
     row_count: _builtins.int
     """Number of embedding rows that the item yields, at least 1."""
+    seconds_per_grid: _builtins.float
+    """Of a video, seconds between two groups of frames; for families that put it
+    into positions. Finite, above 0.
+    """
     @_builtins.property
     def grids(self) -> _containers.RepeatedCompositeFieldContainer[Global___Grid]:
-        """The patch grids (frames, height, width), in patches before any merging: one
-        for a media file, n for precomputed embeddings of n pictures in one item,
-        whose rows stand one after the other. Empty for families that have none.
+        """What the item was cut into (frames, height, width), in patches before any
+        merging or in tiles, as the family says: one for a media file, n for
+        precomputed embeddings of n pictures in one item, whose rows stand one after
+        the other. Empty for families that need none.
         """
 
     @_builtins.property
@@ -125,24 +140,34 @@ class MediaInfo(_message.Message):
         that were sent without one.
         """
 
+    @_builtins.property
+    def timestamps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of a video, when each group of frames is seen, in seconds from its start; for
+        families that write it into the prompt. Finite, at least 0, at most 65536.
+        """
+
     def __init__(
         self,
         *,
         row_count: _builtins.int = ...,
         grids: _abc.Iterable[Global___Grid] | None = ...,
         image_size: Global___Size | None = ...,
+        timestamps: _abc.Iterable[_builtins.float] | None = ...,
+        seconds_per_grid: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image_size", b"image_size"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds_per_grid", b"_seconds_per_grid", "image_size", b"image_size", "seconds_per_grid", b"seconds_per_grid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grids", b"grids", "image_size", b"image_size", "row_count", b"row_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds_per_grid", b"_seconds_per_grid", "grids", b"grids", "image_size", b"image_size", "row_count", b"row_count", "seconds_per_grid", b"seconds_per_grid", "timestamps", b"timestamps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__seconds_per_grid: _TypeAlias = _typing.Literal["seconds_per_grid"]  # noqa: Y015
+    _WhichOneofArgType__seconds_per_grid: _TypeAlias = _typing.Literal["_seconds_per_grid", b"_seconds_per_grid"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds_per_grid) -> _WhichOneofReturnType__seconds_per_grid | None: ...
 
 Global___MediaInfo: _TypeAlias = MediaInfo  # noqa: Y015
 
 @_typing.final
 class Grid(_message.Message):
-    """A patch grid, each side at least 1."""
+    """Frames, rows and columns, each at least 1."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -236,7 +261,8 @@ class PrecomputedEmbeddings(_message.Message):
     def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrecomputedField]:
         """The fields as the caller named them, sorted by name; a name occurs once.
         Recognised names depend on the family: "image_embeds", "image_grid_thw",
-        "image_sizes".
+        "image_sizes", "video_embeds", "video_grid_thw", "second_per_grid_ts" and
+        others.
         """
 
     def __init__(
@@ -280,3 +306,43 @@ class PrecomputedField(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrecomputedField: _TypeAlias = PrecomputedField  # noqa: Y015
+
+@_typing.final
+class FrameList(_message.Message):
+    """Payload of a video whose form is MEDIA_FORM_FRAMES: its frames as pictures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAMES_FIELD_NUMBER: _builtins.int
+    FRAMES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    INDICES_FIELD_NUMBER: _builtins.int
+    FRAME_COUNT_FIELD_NUMBER: _builtins.int
+    frames_per_second: _builtins.float
+    """Frames per second. Unset or 0: 1."""
+    frame_count: _builtins.int
+    """Frames of that longer video. Unset or 0: the number of frames."""
+    @_builtins.property
+    def frames(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Encoded pictures (PNG, JPEG, WebP, BMP), all of one size, in order. At least one."""
+
+    @_builtins.property
+    def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Place of each frame in a longer video that they were taken from, rising; empty:
+        they are all there is.
+        """
+
+    def __init__(
+        self,
+        *,
+        frames: _abc.Iterable[_builtins.bytes] | None = ...,
+        frames_per_second: _builtins.float = ...,
+        indices: _abc.Iterable[_builtins.int] | None = ...,
+        frame_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame_count", b"frame_count", "frames", b"frames", "frames_per_second", b"frames_per_second", "indices", b"indices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FrameList: _TypeAlias = FrameList  # noqa: Y015

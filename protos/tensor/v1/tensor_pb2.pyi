@@ -63,7 +63,9 @@ class TensorHeader(_message.Message):
     DATA_TYPE_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name within its item, for example "image_embeds". At most 64 characters."""
+    """Name within its item. The first tensor, "embeds", stands in for the prompt's
+    placeholders; others are the family's own. At most 64 characters.
+    """
     data_type: Global___DataType.ValueType
     """Element type. UNSPECIFIED is refused."""
     @_builtins.property

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from shared.errors import BadMediaError, InvalidRequestError
-from shared.families.base import EncodedItem, Features, MediaInfo, RawTensor
+from shared.families.base import EncodedItem, Features, MediaInfo, Modality, RawTensor
 
 
 class ObedientPreprocessor:
@@ -29,7 +29,7 @@ class ObedientPreprocessor:
             token_cost=4,
         )
 
-    def accept_embeddings(self, fields: Mapping[str, RawTensor]) -> EncodedItem:
+    def accept_embeddings(self, modality: Modality, fields: Mapping[str, RawTensor]) -> EncodedItem:
         """Takes any fields as they are."""
         rows = next(iter(fields.values())).shape[0]
         return EncodedItem(MediaInfo(row_count=rows), dict(fields))

@@ -26,7 +26,7 @@ INFO = MediaInfo(row_count=700, grids=(Grid(1, 40, 70),), image_size=(400, 700))
 def item(width: int = 1024) -> EncodedItem:
     rows = bytes(index % 251 for index in range(4 * width)) * 700
     deep = RawTensor("bfloat16", (700, 8), bytes(700 * 16))
-    return EncodedItem(INFO, {"image_embeds": RawTensor("float32", (700, width), rows), "deep": deep})
+    return EncodedItem(INFO, {"embeds": RawTensor("float32", (700, width), rows), "deep": deep})
 
 
 class Coming:

@@ -11,7 +11,7 @@ from shared.families.base import EncodedItem, MediaInfo, RawTensor
 
 def item(byte_count: int) -> EncodedItem:
     rows = RawTensor("float32", (1, byte_count // 4), bytes(byte_count))
-    return EncodedItem(MediaInfo(row_count=1), {"image_embeds": rows})
+    return EncodedItem(MediaInfo(row_count=1), {"embeds": rows})
 
 
 def test_the_longest_unused_goes_first() -> None:

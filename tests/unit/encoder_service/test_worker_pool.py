@@ -39,7 +39,7 @@ def picture(colour: tuple[int, int, int] = (10, 20, 30), size: tuple[int, int] =
 
 
 def job(**settings: Any) -> Job:
-    return Job(precomputed=False, settings=json.dumps(settings) if settings else "")
+    return Job("file", settings=json.dumps(settings) if settings else "")
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ async def test_precomputed_embeddings_come_back_as_they_were(pool: WorkerPool) -
     np.save(file, np.arange(6, dtype=np.float32).reshape(3, 2))
     field = media_pb2.PrecomputedField(name="image_embeds", data=file.getvalue())
     payload = media_pb2.PrecomputedEmbeddings(fields=[field]).SerializeToString()
-    item = await pool.run(Job(precomputed=True, settings=""), payload)
+    item = await pool.run(Job("embeddings", settings=""), payload)
     assert isinstance(item, EncodedItem)
     assert np.frombuffer(item.tensors["image_embeds"].data, np.float32).tolist() == list(range(6))
 
@@ -141,7 +141,7 @@ async def test_typed_errors_cross_and_others_are_withheld(pool: WorkerPool) -> N
 
 async def test_settings_that_are_no_object_are_refused(pool: WorkerPool) -> None:
     with pytest.raises(InvalidRequestError, match="JSON object"):
-        await pool.run(Job(precomputed=False, settings="[1]"), picture())
+        await pool.run(Job("file", settings="[1]"), picture())
 
 
 async def test_a_caller_who_leaves_costs_nobody_a_worker(pool: WorkerPool) -> None:

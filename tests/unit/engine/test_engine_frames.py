@@ -42,7 +42,7 @@ TO_ENGINE: list[ToEngine] = [
     AddSequence(
         1, b"\1\0\0\0", b"\0\0\0\0", 1, 1, [SpanMessage("k", 0, 1)], SAMPLING, StoppingSettings(5), 0.5
     ),
-    OpenEmbeddings("k", [ArenaTensor("image_embeds", "bfloat16", (3, 8), 4096)]),
+    OpenEmbeddings("k", [ArenaTensor("embeds", "bfloat16", (3, 8), 4096)]),
     EmbeddingRowsReady("k", 3),
     CloseEmbeddings("k"),
     CancelSequence(1),

@@ -28,16 +28,16 @@ def grid(values: Any) -> RawTensor:
 @pytest.mark.parametrize("values", [[1, 4, 4], [[1, 4, 4]]])
 def test_one_picture(dtype: torch.dtype, values: Any, family: GetFamily) -> None:
     fields = {"image_embeds": rows(dtype=dtype), "image_grid_thw": grid(values)}
-    item = family("qwen2_vl").preprocessor().accept_embeddings(fields)
+    item = family("qwen2_vl").preprocessor().accept_embeddings("image", fields)
     assert item.info.row_count == 4
     assert item.info.grids == (Grid(1, 4, 4),)
-    assert set(item.tensors) == {"image_embeds"}
-    assert bytes(item.tensors["image_embeds"].data) == bytes(fields["image_embeds"].data)
+    assert set(item.tensors) == {"embeds"}
+    assert bytes(item.tensors["embeds"].data) == bytes(fields["image_embeds"].data)
 
 
 def test_several_pictures(family: GetFamily) -> None:
     fields = {"image_embeds": rows(7), "image_grid_thw": grid([[1, 4, 4], [1, 2, 6]])}
-    item = family("qwen2_5_vl").preprocessor().accept_embeddings(fields)
+    item = family("qwen2_5_vl").preprocessor().accept_embeddings("image", fields)
     assert item.info.grids == (Grid(1, 4, 4), Grid(1, 2, 6))
     assert item.info.row_count == 7
 
@@ -108,17 +108,19 @@ WRONG: dict[str, tuple[dict[str, RawTensor], str]] = {
 def test_wrong_embeddings_are_refused(case: str, family: GetFamily) -> None:
     fields, reason = WRONG[case]
     with pytest.raises(BadEmbeddingsError) as caught:
-        family("qwen2_vl").preprocessor().accept_embeddings(fields)
+        family("qwen2_vl").preprocessor().accept_embeddings("image", fields)
     assert reason in str(caught.value)
     assert caught.value.param in {"image_embeds", "image_grid_thw", "zz"}
 
 
 def test_llava_takes_as_many_rows_as_a_picture_has(family: GetFamily) -> None:
     preprocessor = family("llava").preprocessor()
-    item = preprocessor.accept_embeddings({"image_embeds": rows(16)})
+    item = preprocessor.accept_embeddings("image", {"image_embeds": rows(16)})
     assert item.info.row_count == 16
     assert item.info.image_size is None
-    sized = preprocessor.accept_embeddings({"image_embeds": rows(16), "image_sizes": grid([[30, 40]])})
+    sized = preprocessor.accept_embeddings(
+        "image", {"image_embeds": rows(16), "image_sizes": grid([[30, 40]])}
+    )
     assert sized.info.image_size == (30, 40)
 
 
@@ -135,7 +137,7 @@ def test_llava_takes_as_many_rows_as_a_picture_has(family: GetFamily) -> None:
 )
 def test_llava_refuses_all_else(fields: dict[str, RawTensor], family: GetFamily) -> None:
     with pytest.raises(BadEmbeddingsError):
-        family("llava").preprocessor().accept_embeddings(fields)
+        family("llava").preprocessor().accept_embeddings("image", fields)
 
 
 @pytest.mark.parametrize("dtype", TORCH_TYPES.values())

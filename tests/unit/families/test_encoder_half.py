@@ -33,8 +33,8 @@ def test_a_batch_equals_each_picture_alone_in_transformers(
     whole = reference(variant)
     for picture, item, made in zip(pictures, features, encoded, strict=True):
         (expected,) = whole.image_features(dict(whole.processor(images=picture, return_tensors="pt")))
-        assert made["image_embeds"].shape == (item.info.row_count, 64)
-        torch.testing.assert_close(made["image_embeds"], expected, atol=TOLERANCE, rtol=TOLERANCE)
+        assert made["embeds"].shape == (item.info.row_count, 64)
+        torch.testing.assert_close(made["embeds"], expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("variant", ["qwen2_vl", "qwen2_5_vl", "llava"])
@@ -43,7 +43,7 @@ def test_pictures_differ(variant: str, family: GetFamily, pictures: list[Image.I
     same_size = [picture.resize((84, 84)) for picture in pictures]
     features = [preprocessor.preprocess_image(picture, {}) for picture in same_size]
     first, second, *_ = family(variant).tower(CPU, torch.float32).encode(features)
-    assert (first["image_embeds"] - second["image_embeds"]).abs().max() > 0.05
+    assert (first["embeds"] - second["embeds"]).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -113,6 +113,6 @@ def test_half_precision_stays_close(family: GetFamily, pictures: list[Image.Imag
         features = [family(variant).preprocessor().preprocess_image(pictures[1], {})]
         (exact,) = family(variant).tower(CPU, torch.float32).encode(features)
         (half,) = family(variant).tower(CPU, torch.bfloat16).encode(features)
-        assert half["image_embeds"].dtype == torch.bfloat16
-        error = (half["image_embeds"].float() - exact["image_embeds"]).abs().mean()
-        assert error < 0.05 * exact["image_embeds"].abs().mean()
+        assert half["embeds"].dtype == torch.bfloat16
+        error = (half["embeds"].float() - exact["embeds"]).abs().mean()
+        assert error < 0.05 * exact["embeds"].abs().mean()

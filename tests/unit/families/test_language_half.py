@@ -81,7 +81,7 @@ def test_logits_equal_transformers(
     prompt = layout.expand(token_ids, [item.info for item in features])
     assert prompt.token_ids == inputs["input_ids"][0].tolist()
     encoded = parts.tower(CPU, torch.float32).encode(features) if features else []
-    rows = {span.start: encoded[span.item]["image_embeds"] for span in prompt.spans}
+    rows = {span.start: encoded[span.item]["embeds"] for span in prompt.spans}
     model = parts.language_model(CPU, torch.float32, attention_name)
     logits = run(model, prompt.token_ids, prompt.positions, rows)
 

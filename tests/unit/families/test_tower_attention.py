@@ -73,7 +73,7 @@ def test_towers_call_it_once_for_a_batch(
     monkeypatch.setattr(tower_attention, "choose_kernel", lambda device, dtype: None)
     expected = family.tower(DEVICE, torch.float32).encode(batch)
     for item, reference in zip(output, expected, strict=True):
-        torch.testing.assert_close(item["image_embeds"], reference["image_embeds"], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(item["embeds"], reference["embeds"], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
@@ -86,7 +86,7 @@ def test_patches_as_a_product_are_the_convolution(
     (expected,) = tower.encode([features])
     tower_attention.multiply_patches(tower._module)  # type: ignore[attr-defined]
     (output,) = tower.encode([features])
-    torch.testing.assert_close(output["image_embeds"], expected["image_embeds"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output["embeds"], expected["embeds"], atol=1e-5, rtol=1e-5)
 
 
 def test_the_cpu_keeps_a_call_per_picture() -> None:

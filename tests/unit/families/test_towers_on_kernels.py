@@ -38,7 +38,7 @@ def on_kernels(family: Family, team: Team, dtype: torch.dtype = torch.float32) -
 
 
 def rows_of(tower: Tower, batch: Sequence[Features]) -> list[torch.Tensor]:
-    return [made["image_embeds"] for made in tower.encode(batch)]
+    return [made["embeds"] for made in tower.encode(batch)]
 
 
 @pytest.mark.parametrize("variant", TOWERS)

@@ -66,7 +66,7 @@ def key_of(number: int) -> str:
 
 
 def layout_of(row_count: int) -> tuple[MediaInfo, list[TensorLayout]]:
-    return MediaInfo(row_count), [TensorLayout("image_embeds", "float32", (row_count, ROW_BYTES // 4))]
+    return MediaInfo(row_count), [TensorLayout("embeds", "float32", (row_count, ROW_BYTES // 4))]
 
 
 class World:

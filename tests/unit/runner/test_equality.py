@@ -114,11 +114,11 @@ def test_one_item_of_two_pictures(tinies: Tinies) -> None:
     tiny = tinies("qwen2_vl")
     stored = tiny.driver.rows.items
     parts = [stored[key] for key in ("p0", "p2")]
-    tensors = [part.tensors["image_embeds"] for part in parts]
+    tensors = [part.tensors["embeds"] for part in parts]
     rows = sum(tensor.shape[0] for tensor in tensors)
     joined = RawTensor("float32", (rows, tensors[0].shape[1]), b"".join(tensor.data for tensor in tensors))
     info = MediaInfo(rows, grids=tuple(grid for part in parts for grid in part.info.grids))
-    stored["pair"] = EncodedItem(info, {"image_embeds": joined})
+    stored["pair"] = EncodedItem(info, {"embeds": joined})
     expected = tiny.expected(tiny.prompt(2, "compare the two"), [0, 2], COUNT)
     for chunk in (1000, 7):
         sequence = tiny.driver.add(tiny.prompt(1, "compare the two"), ["pair"])
@@ -150,9 +150,9 @@ def test_bfloat16_rows_are_converted(tinies: Tinies) -> None:
     """Rows of another type than the model's are taken as numbers, not as bytes."""
     tiny = tinies("qwen2_vl")
     item = tiny.driver.rows.items["p0"]
-    rounded = from_raw(item.tensors["image_embeds"]).to(torch.bfloat16)
-    tiny.driver.rows.items["half"] = EncodedItem(item.info, {"image_embeds": to_raw(rounded)})
-    tiny.driver.rows.items["full"] = EncodedItem(item.info, {"image_embeds": to_raw(rounded.float())})
+    rounded = from_raw(item.tensors["embeds"]).to(torch.bfloat16)
+    tiny.driver.rows.items["half"] = EncodedItem(item.info, {"embeds": to_raw(rounded)})
+    tiny.driver.rows.items["full"] = EncodedItem(item.info, {"embeds": to_raw(rounded.float())})
     prompt = tiny.prompt(1, "what is this?")
     half, full = (tiny.driver.add(prompt, [key]) for key in ("half", "full"))
     first, second = tiny.driver.generate([half, full], COUNT)

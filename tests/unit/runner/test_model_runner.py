@@ -139,9 +139,9 @@ def test_bad_rows_fail_their_sequence_alone_and_leave_no_trace(tiny: Tiny) -> No
     """A picture that overflows: its neighbour goes on, and the next owner of its blocks too."""
     driver = tiny.driver
     good = driver.rows.items["p0"]
-    raw = good.tensors["image_embeds"]
+    raw = good.tensors["embeds"]
     broken = RawTensor(raw.data_type, raw.shape, torch.full(raw.shape, float("nan")).numpy().tobytes())
-    driver.rows.items["broken"] = EncodedItem(good.info, {"image_embeds": broken})
+    driver.rows.items["broken"] = EncodedItem(good.info, {"embeds": broken})
     prompt = tiny.prompt(1, "what is this?")
     expected = tiny.expected(prompt, [0], 6)
 

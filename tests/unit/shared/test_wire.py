@@ -39,7 +39,7 @@ def test_chunks_cover_all_bytes_once(byte_count: int, chunk_byte_count: int) -> 
 def header(**changes: object) -> media_pb2.EmbeddingsHeader:
     """A sound header of one tensor (4, 8), with fields of the tensor replaced."""
     fields: dict[str, object] = {
-        "name": "image_embeds",
+        "name": "embeds",
         "data_type": tensor_pb2.DATA_TYPE_BFLOAT16,
         "shape": [4, 8],
     }
@@ -49,7 +49,7 @@ def header(**changes: object) -> media_pb2.EmbeddingsHeader:
 
 def test_a_sound_header_is_read() -> None:
     (layout,) = wire.layouts_from_wire(header())
-    assert layout == wire.TensorLayout("image_embeds", "bfloat16", (4, 8))
+    assert layout == wire.TensorLayout("embeds", "bfloat16", (4, 8))
     assert (layout.row_byte_count, layout.byte_count) == (16, 64)
     again = wire.header_to_wire("k", MediaInfo(4), [layout])
     assert wire.layouts_from_wire(again) == [layout]
