@@ -3,6 +3,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
+REFERENCE := tests/reference-packages.txt
 PROTO_SOURCES := $(shell find protos -name '*.proto' | sort)
 ARGS ?=
 
@@ -13,10 +14,11 @@ help: ## Show this list
 
 install: $(STAMP) ## Make .venv with everything
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(REFERENCE)
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found. Install one (Debian: apt-get install python3.11 python3.11-venv), or name it: make install PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) cannot make a virtual environment. Debian: apt-get install $(notdir $(PYTHON))-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --progress-bar on -e '.[dev]'
+	$(BIN)/python -m pip install --progress-bar on --no-deps --upgrade --target .venv/reference -r $(REFERENCE)
 	@touch $@
 	@echo "Installed. Start with: make up"
 

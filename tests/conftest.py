@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.oracle import Oracle
 
 # Triton reads this when it is first imported: without a GPU its kernels run in its interpreter.
 os.environ.setdefault("TRITON_INTERPRET", "0" if Path("/dev/nvidiactl").exists() else "1")
@@ -40,7 +44,17 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
             from tests.checkpoints import build_tiny
 
             folder = tmp_path_factory.mktemp("checkpoints") / f"tiny-{model_type}"
-            built[model_type] = build_tiny(model_type, folder)  # type: ignore[arg-type]
+            built[model_type] = build_tiny(model_type, folder)
         return built[model_type]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Iterator[Oracle]:
+    """Plain transformers in a process of its own, started once."""
+    from tests.oracle import Oracle
+
+    asked = Oracle()
+    yield asked
+    asked.close()

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from tests.asking import data_url, embeddings_part, encode_tensor, image_part, picture, user
-from tests.checkpoints import HIDDEN_SIZE
 from tests.end_to_end.conftest import CONTEXT, ITEM_LIMIT, MODEL
+from tests.families.parts.text import HIDDEN_SIZE
 from tests.stack import UpStack
 
 pytestmark = pytest.mark.end_to_end

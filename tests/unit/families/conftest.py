@@ -12,16 +12,11 @@ from PIL import Image
 from shared.checkpoint import read_checkpoint
 from shared.families import load_family
 from shared.families.base import Family
-from tests.checkpoints import build_tiny
+from tests.families import all_variants
 from tests.reference import ReferenceModel
 
-VARIANTS: dict[str, dict[str, str]] = {
-    "qwen2_vl": {"model_type": "qwen2_vl"},
-    "qwen2_5_vl": {"model_type": "qwen2_5_vl"},
-    "llava": {"model_type": "llava"},
-    "llava_siglip_qwen2": {"model_type": "llava", "vision": "siglip", "text": "qwen2", "template": "strings"},
-    "llava_mistral": {"model_type": "llava", "text": "mistral"},
-}
+VARIANTS = all_variants()
+"""Every family's kinds of checkpoints: case and options' name."""
 
 Build = Callable[[str], Path]
 
@@ -33,7 +28,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
     def build(variant: str) -> Path:
         if variant not in folders:
-            folders[variant] = build_tiny(folder=tmp_path_factory.mktemp(variant), **VARIANTS[variant])  # type: ignore[arg-type]
+            case, options = VARIANTS[variant]
+            folders[variant] = case.build(tmp_path_factory.mktemp(variant), **case.variants[options])
         return folders[variant]
 
     return build

@@ -20,7 +20,8 @@ from protos.llm.v1 import llm_service_pb2 as pb
 from protos.media.v1 import media_pb2
 from shared.errors import ContextLengthError, InvalidRequestError, OverloadedError
 from shared.families.base import ExpandedPrompt, Modality
-from tests.checkpoints import LLAVA_PARTS_TEMPLATE, LLAVA_STRINGS_TEMPLATE, QWEN_TEMPLATE
+from tests.families.llava import LLAVA_PARTS_TEMPLATE, LLAVA_STRINGS_TEMPLATE
+from tests.families.parts.qwen_chat import QWEN_TEMPLATE
 from tests.tiny_tokenizers import build_llama_tokenizer, build_qwen_tokenizer
 
 STRICT_TEMPLATE = (

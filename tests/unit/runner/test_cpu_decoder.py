@@ -21,7 +21,8 @@ from shared.families import load_family
 from shared.families.decoder import Decoder
 from shared.kernels.build import built_library
 from shared.kernels.library import Library
-from tests.checkpoints import build_tiny, randomise
+from tests.checkpoints import build_tiny
+from tests.families.parts.weights import randomise
 from tests.unit.runner.conftest import Tinies, Tiny, make_tiny
 from tests.unit.runner.driver import Checkpoint, Driver, settings_for
 from tests.unit.runner.test_equality import CASES, COUNT, _add, _add_prompt

@@ -1,0 +1,85 @@
+"""What the tests need to know about a family: how to build a tiny one, and where it differs.
+
+Knows the fields. Does not know any family, and imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Modality = Literal["image", "video", "audio"]
+
+
+@dataclass(frozen=True, slots=True)
+class OracleOverrides:
+    """How the oracle must differ from its defaults for a family. All run in the oracle's process.
+
+    Attributes:
+        auto_class: transformers' class that loads the whole model.
+        load_processor: folder -> processor, in the place of `AutoProcessor` with
+            its image processor on the PIL backend.
+        make_inputs: (processor, text, pictures, videos, arguments) -> the model's
+            inputs as tensors, in the place of calling the processor. `pictures`
+            are RGB PIL pictures, `videos` are pairs of frames, uint8 (frames,
+            height, width, 3), and their metadata; `arguments` are the processor's
+            further arguments by name.
+        image_features: (model, inputs) -> one float tensor (rows, width) for each
+            picture, in the place of `model.get_image_features`.
+        generate_arguments: further arguments of `generate`.
+    """
+
+    auto_class: str = "AutoModelForImageTextToText"
+    load_processor: Callable[[Path], Any] | None = None
+    make_inputs: Callable[..., Mapping[str, Any]] | None = None
+    image_features: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    generate_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyCase:
+    """One family under test.
+
+    Attributes:
+        model_type: as in config.json.
+        build: (folder, *, seed, shard_size, **options) -> folder. Writes a complete
+            tiny random-weight checkpoint as a user would bring it: config, weights,
+            tokenizer, chat template, processor and generation configs.
+        encoder_names: beginnings of the names, in the file that `build` writes, of
+            the tensors that belong to the encoder half.
+        modalities: what the family serves.
+        variants: options of `build` by the variant's name; "" is the plain one,
+            which all tests run for. The others run in the unit tests of halves.
+        sizes: width and height of two kinds of pictures, of two aspect ratios.
+        most_pictures: most pictures in one prompt; None: any number.
+        spans_may_be_cut: a prefill chunk may end inside a span.
+        shares_prefixes: a repeated prompt finds its blocks in the prefix cache.
+        video_size: width and height of frames. Choose it so that the family's video
+            processor does not have to resize: then both sides see the same pixels.
+        video_frames: number of frames.
+        chunk: --max-num-batched-tokens in the end-to-end test.
+        embedding_fields: optional fields of precomputed embeddings, beside the rows.
+        has_positions: the family computes positions of more than one axis.
+        oracle: how transformers is asked.
+    """
+
+    model_type: str
+    build: Callable[..., Path]
+    encoder_names: tuple[str, ...]
+    modalities: tuple[Modality, ...] = ("image",)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+    sizes: tuple[tuple[int, int], tuple[int, int]] = ((112, 84), (60, 140))
+    most_pictures: int | None = None
+    spans_may_be_cut: bool = True
+    shares_prefixes: bool = True
+    video_size: tuple[int, int] = (112, 84)
+    video_frames: int = 4
+    chunk: int = 32
+    oracle: OracleOverrides = field(default_factory=OracleOverrides)
+
+    @property
+    def module(self) -> str:
+        """The module that holds this case, for the oracle to import."""
+        return f"tests.families.{self.model_type}"

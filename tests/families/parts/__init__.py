@@ -1,0 +1,1 @@
+"""Pieces that builders of tiny checkpoints share."""
