@@ -17,11 +17,11 @@ from gateway.encoding import Encoding
 from gateway.errors import as_percept_error, chosen
 from gateway.frames import FrameQueue
 from gateway.media import ResolvedItem
-from gateway.placement import by_load
 from gateway.replicas import Replica, ReplicaSet, typed_failures
 from gateway.translate import to_request_param
 from protos.llm.v1 import llm_service_pb2
 from shared.errors import InternalError, OverloadedError, PerceptError, UnavailableError
+from shared.placement import by_load
 
 if TYPE_CHECKING:
     from protos.llm.v1.llm_service_pb2_grpc import LlmServiceAsyncStub

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeAlias
 from gateway.deadline import Deadline
 from gateway.media import ResolvedItem
 from gateway.metrics import Stages
-from gateway.placement import by_preference
 from gateway.replicas import Replica, ReplicaSet, typed_failures
 from protos.encoder.v1 import encoder_service_pb2
 from shared.encode_call import converse
@@ -25,6 +24,7 @@ from shared.errors import (
     PerceptError,
     UnavailableError,
 )
+from shared.placement import by_preference
 
 if TYPE_CHECKING:
     from protos.encoder.v1.encoder_service_pb2_grpc import EncoderServiceAsyncStub

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.placement import by_load, by_preference
+from shared.placement import by_load, by_preference
 
 
 @dataclass(frozen=True)
