@@ -15,7 +15,7 @@ from shared.errors import BadEmbeddingsError
 from shared.families import load_family
 from shared.families.base import RawTensor
 from shared.families.catalogue import CATALOGUE, FamilyFacts, facts_of
-from tests.checkpoints import MODEL_TYPES
+from tests.families import all_cases
 
 ALL = pytest.mark.parametrize("facts", CATALOGUE, ids=lambda facts: facts.model_type)
 
@@ -23,7 +23,7 @@ ALL = pytest.mark.parametrize("facts", CATALOGUE, ids=lambda facts: facts.model_
 def test_every_family_is_tested_and_in_order() -> None:
     names = [facts.model_type for facts in CATALOGUE]
     assert names == sorted(names)
-    assert set(names) == set(MODEL_TYPES)
+    assert set(names) == set(all_cases())
 
 
 @ALL
@@ -47,13 +47,15 @@ def test_embedding_fields_are_those_that_the_family_accepts(
 ) -> None:
     preprocessor = load_family(read_checkpoint(tiny_checkpoint(facts.model_type))).preprocessor()
     tensor = RawTensor("float32", (1, 1), bytes(4))
-    for fields in facts.embedding_fields.values():
+    for modality, fields in facts.embedding_fields.items():
         for missing in fields.required:
             given = {name: tensor for name in fields.names if name != missing}
             with pytest.raises(BadEmbeddingsError):
-                preprocessor.accept_embeddings(given)
+                preprocessor.accept_embeddings(modality, given)
         with pytest.raises(BadEmbeddingsError) as caught:
-            preprocessor.accept_embeddings({name: tensor for name in (*fields.required, "unheard_of")})
+            preprocessor.accept_embeddings(
+                modality, {name: tensor for name in (*fields.required, "unheard_of")}
+            )
         assert caught.value.param == "unheard_of"
         assert all(name in caught.value.message for name in fields.names)
 
