@@ -256,16 +256,22 @@ class EngineClient:
         self.status = report.status
         for used in report.used:
             self._tell(used.sequence_id, methodcaller("rows_used", used))
+        # What has ended is let go of first: nobody need be told to cancel it.
+        last = {sequence_id: self._listeners.pop(sequence_id, None) for sequence_id in report.ended}
         for token in report.tokens:
-            self._tell(token.sequence_id, methodcaller("token_came", token))
-        for sequence_id in report.ended:
-            self._listeners.pop(sequence_id, None)
+            listener = last.get(token.sequence_id) or self._listeners.get(token.sequence_id)
+            if listener is not None:
+                self._tell_listener(token.sequence_id, listener, methodcaller("token_came", token))
 
     def _tell(self, sequence_id: int, news: Callable[[SequenceListener], None]) -> None:
-        """Tells whoever listens to a sequence. A bug there ends that sequence alone."""
-        listener = self._listeners.get(sequence_id)
-        if listener is None:
-            return
+        """Tells whoever listens to a sequence."""
+        if (listener := self._listeners.get(sequence_id)) is not None:
+            self._tell_listener(sequence_id, listener, news)
+
+    def _tell_listener(
+        self, sequence_id: int, listener: SequenceListener, news: Callable[[SequenceListener], None]
+    ) -> None:
+        """Tells a listener. A bug there ends that sequence alone."""
         try:
             news(listener)
         except Exception:

@@ -3,12 +3,11 @@
     python -m llm_service.engine_process --socket FD --arena FD --arena-bytes N --settings JSON
 
 Knows the socket, the arena and the order of starting: load, warm up, say
-`EngineReady`, then step. A thread reads messages into a bounded queue; the main
-thread computes and writes. An idle engine sleeps on the queue.
+`EngineReady`, then step. An idle engine sleeps on the socket.
 
-When the socket closes, the front is gone and so is the purpose: the process
-ends at once, even in the middle of loading or of a step, as it owns nothing
-that must be tidied up.
+When the socket closes, the front is gone and so is the purpose: a thread sees it
+and ends the process at once, even in the middle of loading or of a step, as it
+owns nothing that must be tidied up.
 """
 
 from __future__ import annotations
@@ -17,12 +16,10 @@ import argparse
 import gc
 import logging
 import os
-import queue
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from typing import NoReturn, Protocol
 
 import msgspec
@@ -31,22 +28,19 @@ from llm_service.embedding_arena import EmbeddingArena
 from llm_service.engine.batch import Runner
 from llm_service.engine.counters import resident_byte_count
 from llm_service.engine.engine import Engine
-from llm_service.engine.frames import decode_to_engine, encode_frame, read_frame
+from llm_service.engine.frames import encode_frame
 from llm_service.engine.messages import (
     EngineReady,
     EngineSettings,
     LoadFailed,
     LoadProgress,
     Shutdown,
-    ToEngine,
     ToFront,
 )
+from llm_service.engine_inbox import EngineInbox, FrontGoneError
 from shared.errors import InvalidRequestError, PerceptError
 from shared.kernels.build import build_early
 from shared.telemetry import configure_logging
-
-INBOX_SIZE = 4096
-"""Messages that wait for the step loop; beyond it the socket fills, and then the front's own bound holds."""
 
 IDLE_S = 1.0
 """A pause of this length, in seconds, is used to check the engine's books, once."""
@@ -80,12 +74,11 @@ class EngineProcess:
         self._connection = connection
         self._arena = arena
         self._settings = settings
-        self._inbox: queue.Queue[ToEngine] = queue.Queue(INBOX_SIZE)
-        self._first: ToEngine | None = None
+        self._inbox = EngineInbox(connection)
 
     def run(self, load_runner: LoadRunner) -> None:
         """Loads, then steps until `Shutdown` comes."""
-        threading.Thread(target=self._read, name="engine-reader", daemon=True).start()
+        threading.Thread(target=self._end_with_front, name="front-watch", daemon=True).start()
         engine = self._start(load_runner)
         while self._receive(engine):
             # Rows are asked for before the step, so that encoders work while it runs.
@@ -133,43 +126,28 @@ class EngineProcess:
         if not engine.busy:
             self._await_message(engine)
         elif engine.rest_s > 0:
-            self._rest(engine.rest_s)
-        # No more than are there now: steps must not wait for a busy sender.
-        for message in self._waiting_messages():
-            if isinstance(message, Shutdown):
-                return False
-            engine.receive(message)
-        return True
-
-    def _rest(self, seconds: float) -> None:
-        """Leaves the cores to others for a while, unless a message comes."""
-        with suppress(queue.Empty):
-            self._first = self._inbox.get(timeout=seconds)
-
-    def _await_message(self, engine: Engine) -> None:
-        """Sleeps until a message is there; a pause is the time to check the books."""
+            # Leaves the cores to others for a while, unless a message comes.
+            self._inbox.wait(engine.rest_s)
         try:
-            self._first = self._inbox.get(timeout=IDLE_S)
-        except queue.Empty:
-            engine.check_integrity()
-            self._first = self._inbox.get()
-
-    def _waiting_messages(self) -> Iterator[ToEngine]:
-        if self._first is not None:
-            yield self._first
-            self._first = None
-        for _ in range(self._inbox.qsize()):
-            yield self._inbox.get_nowait()
-
-    def _read(self) -> None:
-        """Reads messages until the front is gone, and ends the process with it."""
-        try:
-            with self._connection.makefile("rb") as stream:
-                while (body := read_frame(stream)) is not None:
-                    self._inbox.put(decode_to_engine(body))
+            for message in self._inbox.take():
+                if isinstance(message, Shutdown):
+                    return False
+                engine.receive(message)
+        except FrontGoneError:
+            end_process(0)
         except (OSError, msgspec.MsgspecError):
             logger.exception("the front cannot be understood")
             end_process(1)
+        return True
+
+    def _await_message(self, engine: Engine) -> None:
+        """Sleeps until a message is there; a pause is the time to check the books."""
+        if not self._inbox.wait(IDLE_S):
+            engine.check_integrity()
+            self._inbox.wait()
+
+    def _end_with_front(self) -> None:
+        self._inbox.wait_for_hangup()
         end_process(0)
 
     def _send(self, messages: list[ToFront]) -> None:

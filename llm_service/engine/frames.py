@@ -6,7 +6,7 @@ Never pickle. Knows bytes; does not know what the messages mean.
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO
+from collections.abc import Iterator
 
 import msgspec
 
@@ -42,12 +42,28 @@ def decode_to_front(body: bytes) -> ToFront:
     return message
 
 
-def read_frame(stream: BinaryIO) -> bytes | None:
-    """Reads one body from a blocking stream, or None at its end, even in mid-frame."""
-    header = stream.read(FRAME_HEADER.size)
-    if len(header) < FRAME_HEADER.size:
-        return None
-    (length,) = FRAME_HEADER.unpack(header)
-    assert length <= MAX_FRAME_BYTES, f"a frame of {length} bytes"
-    body = stream.read(length)
-    return body if len(body) == length else None
+class FrameBuffer:
+    """Cuts a stream of bytes into the bodies of its frames."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Takes the next bytes and yields each body that is whole by now."""
+        self._bytes += data
+        start = 0
+        try:
+            while (end := self._end(start)) is not None:
+                begin, start = start + FRAME_HEADER.size, end
+                yield bytes(self._bytes[begin:end])
+        finally:
+            del self._bytes[:start]
+
+    def _end(self, start: int) -> int | None:
+        """Where the frame at `start` ends; None while it is not whole."""
+        if len(self._bytes) - start < FRAME_HEADER.size:
+            return None
+        (length,) = FRAME_HEADER.unpack_from(self._bytes, start)
+        assert length <= MAX_FRAME_BYTES, f"a frame of {length} bytes"
+        end: int = start + FRAME_HEADER.size + length
+        return end if end <= len(self._bytes) else None

@@ -51,13 +51,13 @@ class MRopeLayout:
         """
         check_placeholder_count(token_ids, self.image_id, len(media))
         draft = _Draft(self.merge_size)
-        items = iter(enumerate(media))
-        for token in token_ids:
-            if token != self.image_id:
-                draft.add_text([token])
-                continue
-            item, info = next(items)
+        start = 0
+        for item, info in enumerate(media):
+            place = token_ids.index(self.image_id, start)
+            draft.add_text(token_ids[start:place])
             self._add_item(draft, item, info)
+            start = place + 1
+        draft.add_text(token_ids[start:])
         return draft.finish()
 
     def row_counts(self, grids: Sequence[Grid]) -> list[int]:
@@ -121,6 +121,6 @@ class _Draft:
 
 def check_placeholder_count(token_ids: Sequence[int], placeholder_id: int, media_count: int) -> None:
     """Raises InvalidRequestError where placeholders and media differ in number."""
-    count = sum(token == placeholder_id for token in token_ids)
+    count = token_ids.count(placeholder_id)
     if count != media_count:
         raise InvalidRequestError(f"the prompt has {count} image placeholders for {media_count} images")

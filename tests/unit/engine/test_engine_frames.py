@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 
-from llm_service.engine.frames import decode_to_engine, decode_to_front, encode_frame, read_frame
+from llm_service.engine.frames import FrameBuffer, decode_to_engine, decode_to_front, encode_frame
 from llm_service.engine.messages import (
     AddSequence,
     ArenaTensor,
@@ -62,20 +60,31 @@ TO_FRONT: list[ToFront] = [
 
 @pytest.mark.parametrize("message", TO_ENGINE, ids=lambda message: type(message).__name__)
 def test_to_the_engine_and_back(message: ToEngine) -> None:
-    body = read_frame(io.BytesIO(encode_frame(message)))
-    assert body is not None and decode_to_engine(body) == message
+    (body,) = FrameBuffer().feed(encode_frame(message))
+    assert decode_to_engine(body) == message
 
 
 @pytest.mark.parametrize("message", TO_FRONT, ids=lambda message: type(message).__name__)
 def test_to_the_front_and_back(message: ToFront) -> None:
-    body = read_frame(io.BytesIO(encode_frame(message)))
-    assert body is not None and decode_to_front(body) == message
+    (body,) = FrameBuffer().feed(encode_frame(message))
+    assert decode_to_front(body) == message
 
 
-def test_a_stream_of_frames_ends_cleanly_or_in_a_frame() -> None:
-    frames = encode_frame(Shutdown()) + encode_frame(CancelSequence(4))
-    stream = io.BytesIO(frames)
-    bodies = [read_frame(stream) for _ in range(3)]
-    assert bodies[0] is not None and bodies[1] is not None and bodies[2] is None
-    assert read_frame(io.BytesIO(frames[:3])) is None
-    assert read_frame(io.BytesIO(frames[:6])) is None
+@pytest.mark.parametrize("piece_length", [1, 3, 4, 5, 7, 1000])
+def test_frames_come_whole_however_the_stream_is_cut(piece_length: int) -> None:
+    messages: list[ToEngine] = [Shutdown(), CancelSequence(4), *TO_ENGINE, CancelSequence(5)]
+    stream = b"".join(encode_frame(message) for message in messages)
+    buffer = FrameBuffer()
+    read = [
+        decode_to_engine(body)
+        for start in range(0, len(stream), piece_length)
+        for body in buffer.feed(stream[start : start + piece_length])
+    ]
+    assert read == messages
+
+
+def test_a_reader_that_stops_early_loses_no_frame() -> None:
+    buffer = FrameBuffer()
+    first = next(iter(buffer.feed(encode_frame(CancelSequence(1)) + encode_frame(CancelSequence(2)))))
+    (second,) = buffer.feed(b"")
+    assert [decode_to_engine(body) for body in (first, second)] == [CancelSequence(1), CancelSequence(2)]
