@@ -6,6 +6,7 @@ media or how tokens are chosen.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from llm_service.engine.batch import ScheduledBatch, ScheduledSequence
-from llm_service.runner.attention.context import StepShape
+from llm_service.runner.attention.context import MutualSpan, StepShape
 from llm_service.runner.static_buffer import Fence, StaticBuffer
 
 
@@ -135,6 +136,7 @@ class InputBuffers:
             block_tables=self._tables.publish_part(len(items), widest),
             query_starts=self._query_starts.publish(slice(len(items) + 1)),
             lengths=self._lengths.publish(slice(len(items))),
+            mutual=tuple(_mutual_spans(items)),
         )
 
     def _fresh_blocks(self, items: list[ScheduledSequence]) -> torch.Tensor:
@@ -152,6 +154,18 @@ class InputBuffers:
         sampled = [row + item.count - 1 for row, item in zip(rows, items, strict=True) if item.samples]
         self._sampled.array[: len(sampled)] = sampled
         return self._sampled.publish(slice(len(sampled)))
+
+
+def _mutual_spans(items: list[ScheduledSequence]) -> Iterator[MutualSpan]:
+    """The unsplittable spans among the step's tokens; one of a single token is as good as causal."""
+    for index, item in enumerate(items):
+        sequence, end = item.sequence, item.start + item.count
+        if item.count == 1 or item.start >= sequence.prompt_length:
+            continue
+        for span in sequence.spans:
+            if not span.splittable and span.length > 1 and item.start <= span.start < end:
+                assert span.start + span.length <= end, "a chunk cuts an unsplittable span"
+                yield MutualSpan(index, span.start, span.start + span.length)
 
 
 def _ordered(batch: ScheduledBatch) -> tuple[list[ScheduledSequence], int]:

@@ -12,6 +12,8 @@ import torch
 
 from llm_service.engine.messages import EngineSettings
 from llm_service.runner.attention import choose_backend
+from llm_service.runner.attention.context import AttentionBackend
+from llm_service.runner.attention.mutual import MutualSpans
 from llm_service.runner.attention.registration import ATTENTION_NAME, register_attention
 from llm_service.runner.cpu.backend import CpuBackend
 from llm_service.runner.cpu.load import to_cpu_kernels
@@ -71,7 +73,7 @@ class _RunnerMaker:
         self._dtype = dtype
         self._context_length = family.context_length()
         self._axes = family.prompt_layout().expand([0], []).positions.shape[0]
-        self._backend = choose_backend(device, dtype, settings.block_size)
+        self._backend: AttentionBackend = MutualSpans(choose_backend(device, dtype, settings.block_size))
         self._model = family.language_model(device, dtype, ATTENTION_NAME)
         decoder = to_cpu_kernels(self._model, settings, device)
         if decoder is not None:

@@ -17,6 +17,19 @@ from llm_service.runner.kv_cache import KvCache
 
 
 @dataclass(frozen=True, slots=True)
+class MutualSpan:
+    """Tokens `first` to `end` (exclusive) of a sequence: each of them sees all of them.
+
+    Attributes:
+        sequence: which of the step's sequences.
+    """
+
+    sequence: int
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepShape:
     """Where a step's tokens lie: `decode_count` sequences of one token, then the chunks.
 
@@ -33,6 +46,8 @@ class StepShape:
             first block, so that it reads nothing of others.
         query_starts: int32 (sequences + 1,), running sum of `counts`.
         lengths: int32 (sequences,), keys that the last token of each sees.
+        mutual: spans of the step's tokens that see each other in both directions,
+            in order; each lies within its sequence's tokens of this step.
     """
 
     starts: list[int]
@@ -42,6 +57,7 @@ class StepShape:
     block_tables: torch.Tensor
     query_starts: torch.Tensor
     lengths: torch.Tensor
+    mutual: tuple[MutualSpan, ...] = ()
 
 
 class StepAttention(Protocol):
@@ -56,7 +72,7 @@ class StepAttention(Protocol):
         scaling: float | None,
         window: int | None,
     ) -> torch.Tensor:
-        """Causal attention of the step's tokens over their own sequences.
+        """Causal attention of the step's tokens over their own sequences, but for mutual spans.
 
         The layer's new keys and values stand in the cache already.
 

@@ -45,6 +45,24 @@ def length_mask(lengths: torch.Tensor, slots: int, window: int | None, like: tor
     return _additive(hidden, like)[:, None, None, :]
 
 
+def reach_mask(
+    reach: torch.Tensor, position: int, first_key: int, window: int | None, like: torch.Tensor
+) -> torch.Tensor:
+    """Mask (rows, keys from `first_key` to the largest reach) of rows that see beyond themselves.
+
+    Args:
+        reach: int64 (rows,) on the host, keys that each row sees, counted from key 0.
+        position: of the first row; the others follow it.
+        window: as in `StepAttention.attend`: it ends what a row sees before itself.
+    """
+    key = torch.arange(first_key, int(reach.max()))
+    hidden = key >= reach[:, None]
+    if window is not None:
+        rows = torch.arange(position, position + len(reach))
+        hidden |= key <= rows[:, None] - window
+    return _additive(hidden.to(like.device), like)
+
+
 def _staircase(reach: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
     """(TILE, reach + TILE): row r sees relative keys r - window + 1 to r; column `reach` is key 0."""
     row = torch.arange(TILE, device=like.device)[:, None]

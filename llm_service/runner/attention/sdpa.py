@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from llm_service.runner.attention.context import StepShape
-from llm_service.runner.attention.masks import TILE, Staircases, length_mask
+from llm_service.runner.attention.masks import TILE, Staircases, length_mask, reach_mask
 from llm_service.runner.kv_cache import KvCache
 
 CACHED_BYTES = 4 << 20
@@ -101,6 +101,7 @@ class SdpaStep:
             for chunk in self._chunks
         ]
         self._length_masks: dict[int | None, list[torch.Tensor]] = {}
+        self._reaches = [_reach(shape, chunk) for chunk in self._chunks]
 
     def attend(
         self,
@@ -119,7 +120,7 @@ class SdpaStep:
             output[rows] = self._decode(layer, index, query[rows], scaling, window)
         for index, chunk in enumerate(self._chunks):
             rows = slice(chunk.row, chunk.row + chunk.count)
-            if chunk.start == 0 and window is None:
+            if chunk.start == 0 and window is None and self._reaches[index] is None:
                 # A whole prefix: its keys are this step's own, and SDPA knows the mask.
                 output[rows] = _attend(query[rows], key[rows], value[rows], None, scaling)
             else:
@@ -169,11 +170,17 @@ class SdpaStep:
         chunk, blocks = self._chunks[index], self._chunk_blocks[index]
         keys = self._scratch.gather(0, self._cache.keys[layer], blocks).flatten(0, 1)
         values = self._scratch.gather(1, self._cache.values[layer], blocks).flatten(0, 1)
+        reach = self._reaches[index]
         for first in range(0, chunk.count, TILE):
             rows = min(TILE, chunk.count - first)
             end = chunk.start + first + rows
             begin = 0 if window is None else max(0, chunk.start + first - window + 1)
-            mask = self._staircases.tile(rows, end - rows - begin, window, query)
+            if reach is None:
+                mask = self._staircases.tile(rows, end - rows - begin, window, query)
+            else:
+                seen = reach[first : first + rows]
+                end = int(seen.max())
+                mask = reach_mask(seen, chunk.start + first, begin, window, query)
             tile = query[first : first + rows]
             output[first : first + rows] = _attend(tile, keys[begin:end], values[begin:end], mask, scaling)
 
@@ -200,6 +207,17 @@ def _chunks(shape: StepShape) -> Iterator[Chunk]:
     for sequence in range(shape.decode_count, len(shape.counts)):
         yield Chunk(sequence, row, shape.starts[sequence], shape.counts[sequence])
         row += shape.counts[sequence]
+
+
+def _reach(shape: StepShape, chunk: Chunk) -> torch.Tensor | None:
+    """How many keys each token of a chunk sees, int64 (count,) on the host; None where all are causal."""
+    spans = [span for span in shape.mutual if span.sequence == chunk.sequence]
+    if not spans:
+        return None
+    reach = torch.arange(chunk.start + 1, chunk.start + chunk.count + 1)
+    for span in spans:
+        reach[span.first - chunk.start : span.end - chunk.start] = span.end
+    return reach
 
 
 def _gather_index(shape: StepShape, group: DecodeGroup) -> torch.Tensor:

@@ -72,6 +72,7 @@ class CpuDecoder:
         context = attention[CONTEXT_KEYWORD]
         assert isinstance(context, AttentionContext), "a step without its context"
         assert context.shape is not None, "a step without its shape"
+        assert not context.shape.mutual, "these kernels know causal attention alone"
         count = len(inputs_embeds)
         self._hidden[:count].copy_(inputs_embeds)
         if context.cache is not self._cache or self._layers is None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from llm_service.runner.attention import choose_backend
-from llm_service.runner.attention.context import StepShape
-from llm_service.runner.attention.sdpa import SdpaBackend
+from llm_service.runner.attention.context import MutualSpan, StepShape
+from llm_service.runner.attention.mutual import MutualSpans
+from llm_service.runner.attention.sdpa import SdpaBackend, SdpaStep
 from llm_service.runner.kv_cache import KvCache
 from shared.families.base import KvLayout
 
@@ -51,6 +53,11 @@ class Scene:
             lengths=torch.tensor(lengths, dtype=torch.int32),
         )
 
+    def with_mutual(self, *spans: tuple[int, int, int]) -> Scene:
+        """The same with tokens (sequence, first, end) that see each other."""
+        self.shape = replace(self.shape, mutual=tuple(MutualSpan(*span) for span in spans))
+        return self
+
     def attend(self, scaling: float | None = None, window: int | None = None) -> torch.Tensor:
         """What the backend says."""
         new = [(keys[start:], values[start:]) for keys, values, (start, _) in self._rows()]
@@ -61,13 +68,19 @@ class Scene:
     def expected(self, scaling: float | None = None, window: int | None = None) -> torch.Tensor:
         """What the definition of attention says, in float64, token by token."""
         outputs, row = [], 0
-        for keys, values, (start, count) in self._rows():
+        for sequence, (keys, values, (start, count)) in enumerate(self._rows()):
             for position in range(start, start + count):
                 first = 0 if window is None else max(0, position - window + 1)
-                seen = slice(first, position + 1)
+                seen = slice(first, self._last_seen(sequence, position) + 1)
                 outputs.append(_attention(self.query[row], keys[seen], values[seen], scaling))
                 row += 1
         return torch.stack(outputs)
+
+    def _last_seen(self, sequence: int, position: int) -> int:
+        for span in self.shape.mutual:
+            if span.sequence == sequence and span.first <= position < span.end:
+                return span.end - 1
+        return position
 
     def _rows(self) -> list[tuple[torch.Tensor, torch.Tensor, tuple[int, int]]]:
         return list(zip(self.keys, self.values, self.parts, strict=True))
@@ -102,6 +115,42 @@ def test_equals_definition(name: str, heads: tuple[int, int], window: int | None
     torch.testing.assert_close(
         scene.attend(window=window).double(), scene.expected(window=window), atol=2e-5, rtol=0
     )
+
+
+MUTUAL = {
+    "a whole prompt": ([(0, 12)], [(0, 3, 9)]),
+    "at the beginning and the end": ([(0, 12)], [(0, 0, 4), (0, 8, 12)]),
+    "two that touch": ([(5, 12)], [(0, 6, 9), (0, 9, 15)]),
+    "across tiles": ([(10, 300)], [(0, 100, 180), (0, 200, 301)]),
+    "among others": ([(150, 1), (0, 9), (7, 140), (4, 4)], [(1, 2, 7), (2, 20, 140)]),
+}
+
+
+@pytest.mark.parametrize("window", [None, 3, 50, 1000])
+@pytest.mark.parametrize("name", MUTUAL)
+def test_mutual_spans_equal_definition(name: str, window: int | None) -> None:
+    parts, spans = MUTUAL[name]
+    scene = Scene(parts, 6, 2, torch.float32).with_mutual(*spans)
+    torch.testing.assert_close(
+        scene.attend(window=window).double(), scene.expected(window=window), atol=2e-5, rtol=0
+    )
+    causal = Scene(parts, 6, 2, torch.float32).attend(window=window)
+    assert not torch.allclose(scene.attend(window=window), causal, atol=1e-2)
+
+
+def test_steps_without_mutual_spans_stay_with_the_other_backend() -> None:
+    class Never:
+        name = "never"
+
+        def plan(self, cache: KvCache, shape: StepShape) -> SdpaStep:
+            raise LookupError
+
+    scene = Scene([(3, 6)], 2, 1, torch.float32)
+    backend = MutualSpans(Never())
+    assert backend.name == "never"
+    with pytest.raises(LookupError):
+        backend.plan(scene.cache, scene.shape)
+    backend.plan(scene.cache, scene.with_mutual((0, 4, 7)).shape)
 
 
 def test_scaling_is_respected() -> None:
