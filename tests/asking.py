@@ -9,6 +9,7 @@ import base64
 import io
 import random
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -48,6 +49,33 @@ def image_part(image: Image.Image | str) -> dict[str, Any]:
     """A content part with a picture, or with a URL as it stands."""
     url = image if isinstance(image, str) else data_url(image)
     return {"type": "image_url", "image_url": {"url": url}}
+
+
+def video_part(frames: Any, frames_per_second: float) -> dict[str, Any]:
+    """A content part with a video that keeps every pixel: FFV1 in Matroska.
+
+    Args:
+        frames: RGB, uint8 (frames, height, width, 3).
+    """
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as container:
+        stream = container.add_stream("ffv1", rate=Fraction(frames_per_second).limit_denominator(1000))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "bgr0"
+        for frame in frames:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+                container.mux(packet)
+        container.mux(stream.encode())
+    url = f"data:video/x-matroska;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
+def frame_list_part(frames: Any) -> dict[str, Any]:
+    """A content part with a video as a list of pictures, one a second; PNG keeps every pixel."""
+    pictures = [data_url(Image.fromarray(frame)).partition(",")[2] for frame in frames]
+    return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{','.join(pictures)}"}}
 
 
 def embeddings_part(
@@ -90,7 +118,7 @@ def encode_tensor(tensor: Any, form: EmbeddingFormat) -> str:
 
 def user(*parts: Any) -> dict[str, Any]:
     """A user's message: strings are text, pictures are pictures, dicts are parts as they stand."""
-    content = []
+    content: list[dict[str, Any]] = []
     for part in parts:
         if isinstance(part, str):
             content.append({"type": "text", "text": part})
@@ -103,7 +131,7 @@ def template_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     """The same conversation as chat templates of checkpoints take it."""
 
     def part(given: dict[str, Any]) -> dict[str, Any]:
-        return given if given["type"] == "text" else {"type": "image"}
+        return given if given["type"] == "text" else {"type": given["type"].partition("_")[0]}
 
     return [
         {**message, "content": [part(given) for given in message["content"]]}

@@ -59,9 +59,10 @@ class FamilyCase:
         video_size: width and height of frames. Choose it so that the family's video
             processor does not have to resize: then both sides see the same pixels.
         video_frames: number of frames.
-        chunk: --max-num-batched-tokens in the end-to-end test.
-        embedding_fields: optional fields of precomputed embeddings, beside the rows.
-        has_positions: the family computes positions of more than one axis.
+        chunk: most tokens of a step in the end-to-end test. Smaller than a picture's span, so
+            that every span is cut; where none may be, as large as the largest span.
+        embedding_fields: which of image_grid_thw and image_sizes precomputed embeddings
+            have beside the rows.
         oracle: how transformers is asked.
     """
 
@@ -76,7 +77,8 @@ class FamilyCase:
     shares_prefixes: bool = True
     video_size: tuple[int, int] = (112, 84)
     video_frames: int = 4
-    chunk: int = 32
+    chunk: int = 8
+    embedding_fields: tuple[str, ...] = ()
     oracle: OracleOverrides = field(default_factory=OracleOverrides)
 
     @property

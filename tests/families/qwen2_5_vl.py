@@ -35,4 +35,4 @@ def build(folder: Path, *, seed: int = 0, shard_size: str = "5GB", tie: bool = T
     return save_checkpoint(folder, config, tokenizer, QWEN_TEMPLATE, files, seed=seed, shard_size=shard_size)
 
 
-CASE = FamilyCase("qwen2_5_vl", build, encoder_names=("visual.",))
+CASE = FamilyCase("qwen2_5_vl", build, encoder_names=("visual.",), embedding_fields=("image_grid_thw",))

@@ -67,4 +67,4 @@ def processor_files(processor_class: str) -> dict[str, dict[str, Any]]:
     }
 
 
-CASE = FamilyCase("qwen2_vl", build, encoder_names=("visual.",))
+CASE = FamilyCase("qwen2_vl", build, encoder_names=("visual.",), embedding_fields=("image_grid_thw",))

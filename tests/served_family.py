@@ -1,0 +1,183 @@
+"""A family's tiny checkpoint in the running services, and the same one in the oracle.
+
+Knows how to put one question to both and how to tell where their answers part.
+Does not know any family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import openai
+import pytest
+from PIL import Image
+
+from llm_service.text_tokenizer import TextTokenizer
+from protos.llm.v1 import llm_service_pb2
+from protos.llm.v1.llm_service_pb2_grpc import LlmServiceStub
+from shared.checkpoint import read_checkpoint
+from shared.families import load_family
+from shared.families.base import MediaInfo, VideoClip
+from tests.asking import template_messages, user, video_part
+from tests.families.case import FamilyCase
+from tests.oracle import Oracle, OracleAnswer, Video
+from tests.stack import UpStack
+
+BLOCK = 16
+TIMEOUT_S = 100.0
+
+Part = str | Image.Image | Video | Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A conversation.
+
+    Attributes:
+        messages: as an OpenAI client writes them.
+        media: pictures and videos in them, in order.
+    """
+
+    messages: list[dict[str, Any]]
+    media: list[Image.Image | Video]
+
+
+def question(*turns: Sequence[Part]) -> Question:
+    """A conversation of turns, the user's and the assistant's by turns: text, pictures and videos."""
+    messages = []
+    for index, turn in enumerate(turns):
+        parts = [video_part(part.frames, part.fps) if isinstance(part, Video) else part for part in turn]
+        messages.append(user(*parts) | {"role": ("user", "assistant")[index % 2]})
+    media = [part for turn in turns for part in turn if isinstance(part, Image.Image | Video)]
+    return Question(messages, media)
+
+
+class ServedFamily:
+    """The services with one checkpoint, and the oracle's view of it."""
+
+    def __init__(self, case: FamilyCase, folder: Path, oracle: Oracle) -> None:
+        self.case = case
+        self.folder = folder
+        self._oracle = oracle
+        self._expected: dict[str, OracleAnswer] = {}
+        self._tokenizer = TextTokenizer.load(folder)
+        self._ids_by_bytes: dict[bytes, list[int]] = {}
+        for token_id in range(len(self._tokenizer)):
+            self._ids_by_bytes.setdefault(self._tokenizer.table.raw(token_id), []).append(token_id)
+        self.stack = UpStack(
+            folder,
+            *("--served-model-name", "tiny", "--workers", "1"),
+            *("--max-num-batched-tokens", str(case.chunk), "--block-size", str(BLOCK)),
+            *("--kv-cache-gib", "0.03"),
+        )
+
+    def close(self) -> None:
+        """Stops the services."""
+        self.stack.stop()
+
+    def expected(self, asked: Question, name: str, tokens: int) -> OracleAnswer:
+        """What transformers answers; `name` says which question it is, and remembers the answer."""
+        if name not in self._expected:
+            self._expected[name] = self._oracle.ask(
+                self.case, self.folder, template_messages(asked.messages), asked.media, new_tokens=tokens
+            )
+        return self._expected[name]
+
+    async def answer(self, messages: list[dict[str, Any]], tokens: int) -> Any:
+        """The greedy answer of the services, `tokens` long."""
+        url = f"{self.stack.url}/v1"
+        # One client for each question: every test has an event loop of its own.
+        async with openai.AsyncOpenAI(
+            base_url=url, api_key="none", max_retries=0, timeout=TIMEOUT_S
+        ) as client:
+            return await client.chat.completions.create(
+                model="tiny",
+                messages=messages,  # type: ignore[arg-type]
+                temperature=0,
+                max_completion_tokens=tokens,
+                logprobs=True,
+                extra_body={"min_tokens": tokens},
+            )
+
+    async def check(self, answer: Any, asked: Question, name: str, tokens: int) -> None:
+        """Fails where the answer is not the oracle's, and says what differs: the prompt or the numbers."""
+        expected = self.expected(asked, name, tokens)
+        found = self.token_ids(answer, expected.new_ids)
+        same_length = answer.usage.prompt_tokens == len(expected.prompt_ids)
+        if found == expected.new_ids and same_length:
+            return
+        ours = await self.prompt_ids(asked)
+        pytest.fail(
+            f"\nfamily {self.case.model_type}, question {name!r}\n"
+            f"tokens, services: {found}\n"
+            f"tokens, oracle:   {expected.new_ids}\n"
+            f"prompt, services: {answer.usage.prompt_tokens} tokens, laid out again: {ours}\n"
+            f"prompt, oracle:   {len(expected.prompt_ids)} tokens: {expected.prompt_ids}\n"
+            f"{_verdict(ours, expected.prompt_ids)}\n"
+            f"text, oracle: {expected.text!r}",
+            pytrace=False,
+        )
+
+    def token_ids(self, answer: Any, likely: Sequence[int]) -> list[int]:
+        """Ids of an answer's tokens by their bytes; of several ids with the same bytes the likely one.
+
+        A row of padding beyond the vocabulary has no bytes: -1 where that is not likely.
+        """
+        (choice,) = answer.choices
+        found = []
+        for index, token in enumerate(choice.logprobs.content):
+            expected = likely[index] if index < len(likely) else -1
+            ids = self._ids_by_bytes.get(bytes(token.bytes), [-1])
+            fits = expected in ids or (not token.bytes and expected >= len(self._tokenizer))
+            found.append(expected if fits else ids[0])
+        return found
+
+    async def prompt_ids(self, asked: Question) -> list[int]:
+        """The prompt as the LLM service renders it and the family lays it out."""
+        (llm,) = self.stack.services("llm")
+        async with grpc.aio.insecure_channel(llm.address) as channel:
+            rendered = await LlmServiceStub(channel).Tokenize(
+                llm_service_pb2.TokenizeRequest(conversation=_conversation(asked.messages)), timeout=30
+            )
+        family = load_family(read_checkpoint(self.folder))
+        preprocessor = family.preprocessor()
+
+        def info(item: Image.Image | Video) -> MediaInfo:
+            if isinstance(item, Image.Image):
+                return preprocessor.preprocess_image(item, {}).info
+            count = len(item.frames)
+            clip = VideoClip(item.frames, tuple(range(count)), count, item.fps)
+            return preprocessor.preprocess_video(clip, {}).info
+
+        infos = [info(item) for item in asked.media]
+        return family.prompt_layout().expand(list(rendered.token_ids), infos).token_ids
+
+
+def _conversation(messages: Sequence[Mapping[str, Any]]) -> llm_service_pb2.Conversation:
+    count = 0
+    wired = []
+    for message in messages:
+        parts = []
+        for part in message["content"]:
+            if part["type"] == "text":
+                parts.append(llm_service_pb2.ContentPart(text=part["text"]))
+            else:
+                parts.append(llm_service_pb2.ContentPart(media_index=count))
+                count += 1
+        wired.append(llm_service_pb2.Message(role=message["role"], parts=parts))
+    return llm_service_pb2.Conversation(messages=wired)
+
+
+def _verdict(ours: Sequence[int], theirs: Sequence[int]) -> str:
+    if list(ours) == list(theirs):
+        return "the prompts are the same: the numbers differ (pixels, tower, positions, decoder)"
+    place = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
+    place = min(len(ours), len(theirs)) if place is None else place
+    return (
+        f"the prompts part at token {place}: services ...{list(ours[place : place + 8])},"
+        f" oracle ...{list(theirs[place : place + 8])}"
+    )
