@@ -13,18 +13,18 @@ from llm_service.text_tokenizer import TextTokenizer
 from shared.families.base import Family
 from tests.asking import picture
 from tests.oracle import Oracle
-from tests.unit.families.conftest import VARIANTS
+from tests.unit.families.conftest import EVERY
 
 CPU = torch.device("cpu")
 TOLERANCE = 2e-5
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", EVERY)
 def test_pixels_tokens_and_rows(
     variant: str, tiny: Callable[[str], Path], family: Callable[[str], Family], oracle: Oracle
 ) -> None:
     """Pixels are equal to the bit, prompts token for token, rows closely."""
-    case, _ = VARIANTS[variant]
+    case, _ = EVERY[variant]
     parts = family(variant)
     preprocessor, layout, tower = parts.preprocessor(), parts.prompt_layout(), parts.tower(CPU, torch.float32)
     tokenizer = TextTokenizer.load(tiny(variant))
