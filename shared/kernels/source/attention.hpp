@@ -15,7 +15,8 @@
 namespace percept {
 
 constexpr int KEYS = 4 * PANEL;  // keys of one block of scores
-constexpr int64_t QUERIES = 96;  // rows that are multiplied with it at a time, of all heads that share it
+constexpr int64_t QUERIES = 192; // rows that are multiplied with it at a time, of all heads that share it
+constexpr float LOG2_E = 1.44269504088896341f;
 
 struct Attention {
     const void *query;    // row 0, head 0
@@ -71,6 +72,7 @@ class TileAttention {
         : a_(attention), sequence_(sequence), head_(head), first_(first) {
         count_ = std::min(a_.tile_rows(), a_.rows_of(sequence) - first);
         rows_ = count_ * a_.group();
+        memory_rows_ = (rows_ + TILE - 1) / TILE * TILE; // those beyond hold whatever it was, and are never read
         length_ = a_.lengths ? a_.lengths[sequence] : a_.rows_of(sequence);
         before_ = length_ - a_.rows_of(sequence) + first; // keys before the tile's first row
         panels_ = (a_.width + PANEL - 1) / PANEL;
@@ -102,10 +104,10 @@ class TileAttention {
             return at;
         };
         int64_t depth = units_of<Type>(a_.width), pairs = units_of<Type>(KEYS);
-        int64_t queries = reserve(rows_ * a_.width * element), weights = reserve(rows_ * KEYS * element);
-        int64_t scores = reserve(rows_ * KEYS * 4), sums = reserve(rows_ * panels_ * PANEL * 4);
+        int64_t queries = reserve(memory_rows_ * a_.width * element), weights = reserve(memory_rows_ * KEYS * element);
+        int64_t scores = reserve(memory_rows_ * KEYS * 4), sums = reserve(memory_rows_ * panels_ * PANEL * 4);
         int64_t keys = reserve(KEYS / PANEL * depth * 128), values = reserve(panels_ * pairs * 128);
-        int64_t most = reserve(rows_ * 4), total = reserve(rows_ * 4);
+        int64_t most = reserve(rows_ * 4), total = reserve(rows_ * LANES * 4);
         if ((int64_t)memory.size() < lines) memory.resize(lines);
         queries_ = (Element *)&memory[queries];
         weights_ = (Element *)&memory[weights];
@@ -117,7 +119,7 @@ class TileAttention {
         total_ = (float *)&memory[total];
         std::fill(sums_, sums_ + rows_ * panels_ * PANEL, 0.0f);
         std::fill(most_, most_ + rows_, -INFINITY);
-        std::fill(total_, total_ + rows_, 0.0f);
+        std::fill(total_, total_ + rows_ * LANES, 0.0f);
     }
 
     const Element *query(int64_t row) const {
@@ -165,7 +167,14 @@ class TileAttention {
                 if constexpr (Type::PER_UNIT == 1) {
                     std::memcpy(words, low + begin, width * 4);
                 } else {
-                    for (int64_t c = 0; c < width; c++) {
+                    int64_t c = 0;
+#if defined(__AVX512F__)
+                    for (; c + LANES <= width; c += LANES) {
+                        __m512i first = widened(low + begin + c), second = widened(high + begin + c);
+                        _mm512_storeu_si512(words + c, _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+                    }
+#endif
+                    for (; c < width; c++) {
                         words[c] = (uint32_t)low[begin + c] | (uint32_t)high[begin + c] << 16;
                     }
                 }
@@ -174,19 +183,35 @@ class TileAttention {
         }
     }
 
+#if defined(__AVX512F__)
+    static __m512i widened(const Element *from) {
+        return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
+    }
+#endif
+
+    // Products of all rows with one panel, to `sums` or added to them; from one row to the next are `stride` floats.
+    template <bool ADDS>
+    void multiply(const Element *rows, int64_t depth, const Words *panel, int64_t units, float *sums, int64_t stride) {
+#if defined(PERCEPT_TILES)
+        if constexpr (std::is_same_v<Type, BFloat16>) {
+            if (has_tiles()) return multiply_tiles_into<ADDS>(rows, depth, memory_rows_, panel, units, sums, stride);
+        }
+#endif
+        multiply_panel<Type>(rows, depth, rows_, panel, units, false, [&](int64_t row, Floats low, Floats high) {
+            float *at = sums + row * stride;
+            store_vector(at, ADDS ? load_vector<Floats>(at) + low : low);
+            store_vector(at + LANES, ADDS ? load_vector<Floats>(at + LANES) + high : high);
+        });
+    }
+
     void score() {
         int64_t units = units_of<Type>(a_.width);
         for (int panel = 0; panel < KEYS / PANEL; panel++) {
-            float *scores = scores_ + panel * PANEL;
-            multiply_rows<Type>(queries_, a_.width, rows_, keys_ + panel * units * 2, units, false,
-                                [&](int64_t row, Floats low, Floats high) {
-                                    store_vector(scores + row * KEYS, low * a_.scale);
-                                    store_vector(scores + row * KEYS + LANES, high * a_.scale);
-                                });
+            multiply<false>(queries_, a_.width, keys_ + panel * units * 2, units, scores_ + panel * PANEL, KEYS);
         }
     }
 
-    // Scores of one row to weights, relative to the greatest score so far.
+    // Scores of one row, not yet scaled, to weights, relative to the greatest score so far.
     void weigh(int64_t row, int64_t first, int64_t count) {
         int64_t position = before_ + row / a_.group(); // the row's own key
         int64_t end = a_.causal ? std::min(count, position + 1 - first) : count;
@@ -207,19 +232,20 @@ class TileAttention {
             for (int part = 0; part < KEYS / LANES; part++) Type::store(weights + part * LANES, Floats{});
             return;
         }
+        float scale = a_.scale * LOG2_E;
         Floats total = {};
         bool whole = begin <= 0 && end >= KEYS;
         for (int part = 0; part < KEYS / LANES; part++) {
-            Floats weight = exponential(masked[part] - greatest);
+            Floats weight = power_of_two((masked[part] - greatest) * scale);
             if (!whole) weight = select(masked[part] > all(-INFINITY), weight, Floats{});
             total += weight;
             Type::store(weights + part * LANES, weight);
         }
         if (greatest > most_[row]) { // what was summed so far was relative to a smaller one
-            if (most_[row] > -INFINITY) fade(row, exponential(all(most_[row] - greatest))[0]);
+            if (most_[row] > -INFINITY) fade(row, power_of_two(all((most_[row] - greatest) * scale))[0]);
             most_[row] = greatest;
         }
-        total_[row] += sum(total);
+        store_vector(total_ + row * LANES, load_vector<Floats>(total_ + row * LANES) + total);
     }
 
     static Ints lanes() {
@@ -229,7 +255,7 @@ class TileAttention {
     }
 
     void fade(int64_t row, float factor) {
-        total_[row] *= factor;
+        store_vector(total_ + row * LANES, load_vector<Floats>(total_ + row * LANES) * factor);
         float *sums = sums_ + row * panels_ * PANEL;
         for (int64_t at = 0; at < panels_ * PANEL; at += LANES) {
             store_vector(sums + at, load_vector<Floats>(sums + at) * factor);
@@ -239,12 +265,7 @@ class TileAttention {
     void gather_values(int64_t count) {
         for (int64_t panel = 0; panel < panels_; panel++) {
             const Words *values = values_ + panel * units_of<Type>(KEYS) * 2;
-            multiply_rows<Type>(weights_, KEYS, rows_, values, units_of<Type>(count), false,
-                                [&](int64_t row, Floats low, Floats high) {
-                                    float *sums = sums_ + (row * panels_ + panel) * PANEL;
-                                    store_vector(sums, load_vector<Floats>(sums) + low);
-                                    store_vector(sums + LANES, load_vector<Floats>(sums + LANES) + high);
-                                });
+            multiply<true>(weights_, KEYS, values, units_of<Type>(count), sums_ + panel * PANEL, panels_ * PANEL);
         }
     }
 
@@ -254,7 +275,7 @@ class TileAttention {
             int64_t head = head_ * a_.group() + row % a_.group();
             Element *output = (Element *)a_.output + at * a_.output_stride + head * a_.width;
             const float *sums = sums_ + row * panels_ * PANEL;
-            float scale = total_[row] > 0 ? 1.0f / total_[row] : 0.0f;
+            float total = sum(load_vector<Floats>(total_ + row * LANES)), scale = total > 0 ? 1.0f / total : 0.0f;
             int64_t whole = a_.width / LANES * LANES;
             for (int64_t c = 0; c < whole; c += LANES) Type::store(output + c, load_vector<Floats>(sums + c) * scale);
             for (int64_t c = whole; c < a_.width; c++) output[c] = Type::narrow(sums[c] * scale);
@@ -262,7 +283,7 @@ class TileAttention {
     }
 
     const Attention &a_;
-    int64_t sequence_, head_, first_, count_, rows_, length_, before_, panels_;
+    int64_t sequence_, head_, first_, count_, rows_, memory_rows_, length_, before_, panels_;
     Element *queries_, *weights_;
     float *scores_, *sums_, *most_, *total_;
     Words *keys_, *values_;

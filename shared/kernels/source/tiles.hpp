@@ -1,4 +1,4 @@
-// Many rows times a panel on a matrix unit, where the processor has one.
+// Rows times a panel on a matrix unit, where the processor has one.
 //
 // Knows how panels and rows fit tile registers: sixteen units of a panel are two
 // tiles as they lie, and so are sixteen rows. Two by two tiles of sums give four
@@ -19,26 +19,28 @@ constexpr int64_t STEP_BYTES = TILE * UNIT_BYTES;
 
 #if defined(PERCEPT_TILES)
 
-inline thread_local bool tiles_in_use = false;
+inline thread_local int64_t rows_in_use = 0; // of a tile of rows or sums; 0 while nobody uses tiles
 
 inline bool has_tiles() {
     static const bool leave = tiles::ask_for_leave();
     return leave;
 }
 
-inline void take_tiles() {
-    if (tiles_in_use) return;
+// Tiles of rows and of sums get `rows` rows: nothing is read or written beyond fewer than sixteen.
+inline void take_tiles(int64_t rows) {
+    if (rows_in_use == rows) return;
     tiles::Shapes shapes;
     std::fill_n(shapes.row_bytes, 8, 64);
     std::fill_n(shapes.rows, 8, TILE);
+    std::fill_n(shapes.rows, 6, rows);
     tiles::configure(shapes);
-    tiles_in_use = true;
+    rows_in_use = rows;
 }
 
 // Tiles that nobody uses need not be saved when the system changes threads.
 inline void leave_tiles() {
-    if (tiles_in_use) tiles::release();
-    tiles_in_use = false;
+    if (rows_in_use) tiles::release();
+    rows_in_use = 0;
 }
 
 // Copies up to sixteen words and fills up with zeros, without reading any further.
@@ -66,7 +68,7 @@ class Fetch {
     int64_t lines_ = 0;
 };
 
-// One panel, and blocks of 16 or 32 rows that are multiplied with it.
+// One panel, and blocks of 16 or 32 rows that are multiplied with it, or a block of fewer.
 class TilePanel {
   public:
     TilePanel(const Words *panel, int64_t units, int64_t passes, bool streamed)
@@ -79,10 +81,11 @@ class TilePanel {
         }
     }
 
-    // Sums of `16 * HEIGHT` rows and 32 columns, row by row. `stride` is in bytes.
-    template <int HEIGHT>
-    void multiply(const char *rows, int64_t stride, int64_t pass, float *sums) {
-        clear<HEIGHT>();
+    // Sums of `16 * HEIGHT` rows and 32 columns, row by row, or what is there and these. Strides are in bytes.
+    template <int HEIGHT, bool ADDS = false>
+    void multiply(const char *rows, int64_t stride, int64_t pass, float *sums, int64_t sums_stride = UNIT_BYTES) {
+        if constexpr (ADDS) load<HEIGHT>(sums, sums_stride);
+        else clear<HEIGHT>();
         const char *weights = panel_;
         Fetch fetch = fetch_of(pass);
         for (int64_t step = 0, steps = steps_; step < steps; step++, weights += STEP_BYTES) {
@@ -90,7 +93,7 @@ class TilePanel {
             add<HEIGHT>(rows + step * 64, stride, weights);
         }
         if (left_) add_last<HEIGHT>(rows + steps_ * 64, stride);
-        store<HEIGHT>(sums);
+        store<HEIGHT>(sums, sums_stride);
     }
 
   private:
@@ -102,6 +105,16 @@ class TilePanel {
         if constexpr (HEIGHT == 2) {
             tiles::clear<2>();
             tiles::clear<3>();
+        }
+    }
+
+    template <int HEIGHT>
+    static void load(const float *sums, int64_t stride) {
+        tiles::load<0>(sums, stride);
+        tiles::load<1>(sums + LANES, stride);
+        if constexpr (HEIGHT == 2) {
+            tiles::load<2>(sums + TILE * stride / 4, stride);
+            tiles::load<3>(sums + TILE * stride / 4 + LANES, stride);
         }
     }
 
@@ -123,17 +136,18 @@ class TilePanel {
     template <int HEIGHT>
     void add_last(const char *rows, int64_t stride) {
         alignas(64) char last_rows[HEIGHT * TILE * 64];
-        for (int64_t row = 0; row < HEIGHT * TILE; row++) copy_words(rows + row * stride, left_, last_rows + row * 64);
+        int64_t count = (HEIGHT - 1) * TILE + rows_in_use;
+        for (int64_t row = 0; row < count; row++) copy_words(rows + row * stride, left_, last_rows + row * 64);
         add<HEIGHT>(last_rows, 64, last_weights_);
     }
 
     template <int HEIGHT>
-    static void store(float *sums) {
-        tiles::store<0>(sums, UNIT_BYTES);
-        tiles::store<1>(sums + LANES, UNIT_BYTES);
+    static void store(float *sums, int64_t stride) {
+        tiles::store<0>(sums, stride);
+        tiles::store<1>(sums + LANES, stride);
         if constexpr (HEIGHT == 2) {
-            tiles::store<2>(sums + TILE * PANEL, UNIT_BYTES);
-            tiles::store<3>(sums + TILE * PANEL + LANES, UNIT_BYTES);
+            tiles::store<2>(sums + TILE * stride / 4, stride);
+            tiles::store<3>(sums + TILE * stride / 4 + LANES, stride);
         }
     }
 
@@ -153,26 +167,43 @@ class TilePanel {
     alignas(64) char last_weights_[STEP_BYTES];
 };
 
-// As `multiply_panel`, for sixteen rows or more. Where the number of rows is no
+// As `multiply_panel`. Where the number of rows is no
 // multiple of a tile's, the last tile begins earlier: its first sums are known
 // already and dropped.
 template <typename Finish>
 inline void multiply_tiles(const uint16_t *rows, int64_t stride, int64_t count, const Words *panel, int64_t units,
                            bool streamed, Finish &&finish) {
-    take_tiles();
+    take_tiles(std::min(count, TILE));
     alignas(64) float sums[2 * TILE * PANEL];
     TilePanel packed(panel, units, (count + 2 * TILE - 1) / (2 * TILE), streamed);
     for (int64_t done = 0, pass = 0; done < count; pass++) {
         int64_t height = count - done > TILE && count >= 2 * TILE ? 2 : 1;
-        int64_t first = std::min(done, count - height * TILE);
+        int64_t first = std::min(done, std::max<int64_t>(0, count - height * TILE));
         const char *from = (const char *)(rows + first * stride);
         if (height == 2) packed.multiply<2>(from, stride * 2, pass, sums);
         else packed.multiply<1>(from, stride * 2, pass, sums);
-        for (int64_t row = done; row < first + height * TILE; row++) {
+        for (int64_t row = done; row < std::min(count, first + height * TILE); row++) {
             const float *of_row = sums + (row - first) * PANEL;
             finish(row, load_vector<Floats>(of_row), load_vector<Floats>(of_row + LANES));
         }
         done = first + height * TILE;
+    }
+}
+
+// Products of rows, a multiple of sixteen, and one panel straight to where they are wanted, or added to what is there.
+template <bool ADDS>
+inline void multiply_tiles_into(const uint16_t *rows, int64_t stride, int64_t count, const Words *panel, int64_t units,
+                                float *sums, int64_t sums_stride) {
+    take_tiles(TILE);
+    TilePanel packed(panel, units, 1, false);
+    int64_t done = 0;
+    for (; done + 2 * TILE <= count; done += 2 * TILE) {
+        packed.multiply<2, ADDS>((const char *)(rows + done * stride), stride * 2, 0, sums + done * sums_stride,
+                                 sums_stride * 4);
+    }
+    if (done < count) {
+        packed.multiply<1, ADDS>((const char *)(rows + done * stride), stride * 2, 0, sums + done * sums_stride,
+                                 sums_stride * 4);
     }
 }
 
@@ -183,13 +214,14 @@ inline void leave_tiles() {}
 
 #endif
 
-// Multiplies rows with one panel, on tiles where there are enough rows. See `multiply_panel`.
+// Multiplies rows with one panel, on tiles where there are any: a single row, too, as loading panels into tiles
+// reads memory faster than vectors do. See `multiply_panel`.
 template <typename Type, typename Finish>
 inline void multiply_rows(const typename Type::Element *rows, int64_t stride, int64_t count, const Words *panel,
                           int64_t units, bool streamed, Finish &&finish) {
 #if defined(PERCEPT_TILES)
     if constexpr (std::is_same_v<Type, BFloat16>) {
-        if (count >= TILE && has_tiles()) return multiply_tiles(rows, stride, count, panel, units, streamed, finish);
+        if (has_tiles()) return multiply_tiles(rows, stride, count, panel, units, streamed, finish);
     }
 #endif
     multiply_panel<Type>(rows, stride, count, panel, units, streamed, finish);

@@ -76,14 +76,22 @@ inline Floats maximum(Floats a, Floats b) {
 #endif
 }
 
-inline Floats minimum(Floats a, Floats b) { return -maximum(-a, -b); }
+inline Floats minimum(Floats a, Floats b) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+    return select(a < b, a, b);
+#endif
+}
+
+// 1.5 * 2^23: adding it leaves the nearest whole number in the low bits, and nothing else in the lowest nine.
+constexpr float ROUND = 12582912.0f;
 
 // e to the power of x, relative error about 1e-7: x = n ln 2 + r, a polynomial of r, n into the exponent.
 inline Floats exponential(Floats x) {
     x = minimum(maximum(x, all(-87.0f)), all(88.0f));
-    const float round = 12582912.0f; // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
-    Floats shifted = x * 1.44269504088896341f + round;
-    Floats whole = shifted - round;
+    Floats shifted = x * 1.44269504088896341f + ROUND;
+    Floats whole = shifted - ROUND;
     Floats r = x - whole * 0.693359375f;
     r = r + whole * 2.12194440e-4f;
     Floats p = all(1.9875691500e-4f);
@@ -93,8 +101,22 @@ inline Floats exponential(Floats x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    Ints exponent = ((Ints)shifted - (Ints)all(round)) << 23;
-    return (Floats)((Ints)p + exponent);
+    return (Floats)((Ints)p + ((Ints)shifted << 23));
+}
+
+// 2 to the power of x for x up to 0, relative error below 2e-7, and 2^-126 for whatever is less: x = n + r, a
+// polynomial of r that was fitted to [-1/2, 1/2] for the least greatest error, n into the exponent.
+inline Floats power_of_two(Floats x) {
+    x = maximum(x, all(-126.0f));
+    Floats shifted = x + ROUND;
+    Floats r = x - (shifted - ROUND);
+    Floats p = all(1.326472707e-3f);
+    p = p * r + 9.671512649e-3f;
+    p = p * r + 5.550733744e-2f;
+    p = p * r + 2.402224209e-1f;
+    p = p * r + 6.931469776e-1f;
+    p = p * r + 1.0f;
+    return (Floats)((Ints)p + ((Ints)shifted << 23));
 }
 
 // Error function, absolute error below 2e-7 (Abramowitz and Stegun, formula 7.1.26).
