@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from gateway.deadline import Deadline
 from gateway.encoding import Encoding
 from gateway.errors import as_percept_error, chosen
 from gateway.frames import FrameQueue
@@ -20,6 +19,7 @@ from gateway.media import ResolvedItem
 from gateway.replicas import Replica, ReplicaSet, typed_failures
 from gateway.translate import to_request_param
 from protos.llm.v1 import llm_service_pb2
+from shared.deadline import Deadline
 from shared.errors import InternalError, OverloadedError, PerceptError, UnavailableError
 from shared.placement import by_load
 

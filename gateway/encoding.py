@@ -10,11 +10,11 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, TypeAlias
 
-from gateway.deadline import Deadline
 from gateway.media import ResolvedItem
 from gateway.metrics import Stages
 from gateway.replicas import Replica, ReplicaSet, typed_failures
 from protos.encoder.v1 import encoder_service_pb2
+from shared.deadline import Deadline
 from shared.encode_call import converse
 from shared.errors import (
     InternalError,

@@ -18,7 +18,6 @@ from gateway.answers import AnswerCollector, AnswerHead, ChunkWriter, finish_rea
 from gateway.body import read_json
 from gateway.budget import Holding
 from gateway.conductor import Assignment
-from gateway.deadline import Deadline
 from gateway.description import ANSWER_RESPONSE, ERROR_RESPONSES, json_body
 from gateway.errors import as_percept_error, json_response
 from gateway.metrics import RequestMeter
@@ -27,6 +26,7 @@ from gateway.schemas import ChatCompletionRequest, parse_chat_request
 from gateway.sse import EventStreamResponse, while_connected
 from gateway.translate import affinity, check_item_count, to_generate_request, to_prompt
 from protos.llm.v1 import llm_service_pb2
+from shared.deadline import Deadline
 
 router = APIRouter(tags=["chat"])
 

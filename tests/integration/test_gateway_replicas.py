@@ -9,10 +9,10 @@ import pytest
 
 from gateway import replicas
 from gateway.conductor import Assignment, Conductor
-from gateway.deadline import Deadline
 from gateway.replicas import ReplicaSet
 from protos.llm.v1 import llm_service_pb2
 from protos.llm.v1.llm_service_pb2_grpc import LlmServiceStub
+from shared.deadline import Deadline
 from shared.errors import UnavailableError
 from tests.integration.scripted_services import ScriptedLlm, start_llm, until
 

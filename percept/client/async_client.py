@@ -1,0 +1,385 @@
+"""The client for programs with an event loop. `sync_client.py` has the same for those without.
+
+Knows the two services' calls and puts the client's parts together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
+
+from percept.client.answers import Answer, AnswerCollector
+from percept.client.batch import run_batch
+from percept.client.conducting import Conducting, llm_replicas
+from percept.client.encoding import Encoding, encoder_replicas, pause
+from percept.client.items import Item, canonical_settings
+from percept.client.media import guess_modality, items_of
+from percept.client.messages import Message, build_conversation
+from percept.client.prompts import Prompt, build_prompt, new_request
+from percept.client.sampling import SamplingParams
+from percept.client.served import ServedModel
+from percept.client.stream import DeltaStream
+from protos.llm.v1 import llm_service_pb2
+from shared.deadline import Deadline
+from shared.errors import InvalidRequestError, PerceptError, UnavailableError
+from shared.families.catalogue import Modality
+
+if TYPE_CHECKING:
+    from percept.client.embeddings import Embeddings
+
+DEFAULT_ENCODER = "127.0.0.1:50051"
+DEFAULT_LLM = "127.0.0.1:50052"
+DEFAULT_TIMEOUT_S = 600.0
+
+_MOST_AT_ONCE = 128
+_LOOK_INTERVAL_S = 0.25
+
+Addresses = str | Sequence[str]
+
+
+class AsyncClient:
+    """Talks to encoder and LLM services over gRPC, without a gateway.
+
+    Answers, errors and arguments are those of `Client`. Belongs to the event loop that it is
+    first used in.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Addresses = DEFAULT_ENCODER,
+        llm: Addresses = DEFAULT_LLM,
+        model: str = "",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        max_concurrency: int | None = None,
+        delivery_address: str | None = None,
+    ) -> None:
+        """See `Client`."""
+        encoders = encoder_replicas(_addresses(encoder, "encoder"))
+        llms = llm_replicas(_addresses(llm, "llm"))
+        if delivery_address is not None and len(_addresses(llm, "llm")) > 1:
+            raise InvalidRequestError("a delivery address is one LLM service's", param="delivery_address")
+        self._encoders, self._llms = encoders, llms
+        self._encoding = Encoding(encoders)
+        self._conducting = Conducting(llms, self._encoding, delivery_address)
+        self._model = model
+        self._timeout_s = timeout_s
+        self._max_concurrency = max_concurrency
+        self._family: str | None = None
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes every connection; calls that still run fail with UnavailableError."""
+        await asyncio.gather(self._encoders.close(), self._llms.close())
+
+    @overload
+    async def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = True,
+        return_errors: Literal[False] = False,
+        timeout_s: float | None = None,
+    ) -> list[Answer]: ...
+
+    @overload
+    async def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = True,
+        return_errors: bool,
+        timeout_s: float | None = None,
+    ) -> list[Answer | PerceptError]: ...
+
+    async def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = True,
+        return_errors: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[Answer] | list[Answer | PerceptError]:
+        """See `Client.generate`."""
+        single = isinstance(prompts, str | Mapping)
+        given: Sequence[Prompt] = [cast(Prompt, prompts)] if single else cast(Sequence[Prompt], prompts)
+        chosen = _one_for_each(sampling, len(given))
+
+        async def answer(index: int) -> Answer:
+            try:
+                return await self._answer(given[index], chosen[index], timeout_s)
+            except PerceptError as error:
+                if not single:
+                    error.param = f"prompts[{index}]" + (f".{error.param}" if error.param else "")
+                raise
+
+        return await run_batch(
+            len(given),
+            answer,
+            concurrency=await self._concurrency(len(given)),
+            title="prompts" if progress and not single else None,
+            return_errors=return_errors,
+        )
+
+    async def _answer(self, prompt: Prompt, sampling: SamplingParams, timeout_s: float | None) -> Answer:
+        deadline = self._deadline(timeout_s)
+        request, items = await asyncio.to_thread(build_prompt, prompt, sampling, self._model)
+        return await self._collect(request, items, deadline)
+
+    async def _collect(
+        self, request: llm_service_pb2.GenerateRequest, items: Sequence[Item], deadline: Deadline
+    ) -> Answer:
+        collector = AnswerCollector(request)
+
+        async def take(frame: llm_service_pb2.GenerateResponse) -> None:
+            collector.take(frame)
+
+        await self._conducting.generate(request, items, deadline, take)
+        return collector.answer
+
+    @overload
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: SamplingParams | None = None,
+        *,
+        stream: Literal[False] = False,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer: ...
+
+    @overload
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: SamplingParams | None = None,
+        *,
+        stream: Literal[True],
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> DeltaStream: ...
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: SamplingParams | None = None,
+        *,
+        stream: bool = False,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer | DeltaStream:
+        """See `Client.chat`; the stream is an asynchronous iterator."""
+        deadline = self._deadline(timeout_s)
+        settings = canonical_settings(mm_processor_kwargs)
+        conversation, items = await asyncio.to_thread(build_conversation, messages, settings)
+        conversation.continue_final_message = continue_final_message
+        if add_generation_prompt is not None:
+            conversation.add_generation_prompt = add_generation_prompt
+        request = new_request(sampling or SamplingParams(), self._model)
+        request.conversation.CopyFrom(conversation)
+        request.media.extend(item.wire for item in items)
+        if not stream:
+            return await self._collect(request, items, deadline)
+        return DeltaStream(
+            AnswerCollector(request),
+            lambda receive: self._conducting.generate(request, items, deadline, receive),
+        )
+
+    async def encode(
+        self,
+        media: Any,
+        *,
+        modality: Modality | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Embeddings:
+        """See `Client.encode`."""
+        from percept.client.embeddings import Embeddings
+
+        deadline = self._deadline(timeout_s)
+        settings = canonical_settings(mm_processor_kwargs)
+        kind = modality or guess_modality(media)
+        items = await asyncio.to_thread(items_of, media, kind, settings, "media")
+        if len(items) != 1:
+            raise InvalidRequestError(
+                f"{len(items)} items were given; encode_many takes several", param="media"
+            )
+        fetched = await self._encoding.fetch(items[0], deadline)
+        if self._family is None:
+            self._family = (await self._encoding.model(deadline)).family
+        return Embeddings(fetched.fields(self._family, kind), kind)
+
+    @overload
+    async def encode_many(
+        self,
+        media: Sequence[Any],
+        *,
+        modality: Modality | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        progress: bool = True,
+        return_errors: Literal[False] = False,
+        timeout_s: float | None = None,
+    ) -> list[Embeddings]: ...
+
+    @overload
+    async def encode_many(
+        self,
+        media: Sequence[Any],
+        *,
+        modality: Modality | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        progress: bool = True,
+        return_errors: bool,
+        timeout_s: float | None = None,
+    ) -> list[Embeddings | PerceptError]: ...
+
+    async def encode_many(
+        self,
+        media: Sequence[Any],
+        *,
+        modality: Modality | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        progress: bool = True,
+        return_errors: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[Embeddings] | list[Embeddings | PerceptError]:
+        """See `Client.encode_many`."""
+
+        async def encoded(index: int) -> Embeddings:
+            try:
+                return await self.encode(
+                    media[index],
+                    modality=modality,
+                    mm_processor_kwargs=mm_processor_kwargs,
+                    timeout_s=timeout_s,
+                )
+            except PerceptError as error:
+                error.param = f"media[{index}]" + (error.param or "").removeprefix("media")
+                raise
+
+        return await run_batch(
+            len(media),
+            encoded,
+            concurrency=await self.encoder_concurrency(),
+            title="media" if progress else None,
+            return_errors=return_errors,
+        )
+
+    async def tokenize(self, prompt: str | Sequence[Message], *, timeout_s: float | None = None) -> list[int]:
+        """See `Client.tokenize`."""
+        request = llm_service_pb2.TokenizeRequest(model=self._model)
+        if isinstance(prompt, str):
+            request.text = prompt
+        else:
+            conversation, _ = await asyncio.to_thread(build_conversation, prompt, "")
+            request.conversation.CopyFrom(conversation)
+        deadline = self._deadline(timeout_s)
+        (replica, *_) = await self._llms.all()
+        with replica.call():
+            answer = await replica.stub.Tokenize(request, timeout=deadline.remaining_s())
+        return list(answer.token_ids)
+
+    async def detokenize(self, token_ids: Sequence[int], *, timeout_s: float | None = None) -> str:
+        """See `Client.detokenize`."""
+        request = llm_service_pb2.DetokenizeRequest(model=self._model, token_ids=token_ids)
+        deadline = self._deadline(timeout_s)
+        (replica, *_) = await self._llms.all()
+        with replica.call():
+            answer = await replica.stub.Detokenize(request, timeout=deadline.remaining_s())
+        return answer.text
+
+    async def model(self, *, timeout_s: float | None = None) -> ServedModel:
+        """See `Client.model`."""
+        deadline = self._deadline(timeout_s)
+        fault: PerceptError | None = None
+        for replica in await self._llms.all():
+            try:
+                with replica.call():
+                    request = llm_service_pb2.GetModelRequest()
+                    answer = await replica.stub.GetModel(request, timeout=deadline.remaining_s())
+                return ServedModel.from_wire(answer)
+            except UnavailableError as error:
+                fault = error
+        raise fault or UnavailableError("there is no LLM service")
+
+    async def encoder_family(self, *, timeout_s: float | None = None) -> str:
+        """The family that the encoder services have, the checkpoint's `model_type`."""
+        return (await self._encoding.model(self._deadline(timeout_s))).family
+
+    async def wait_until_ready(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """See `Client.wait_until_ready`."""
+        deadline = Deadline.after(timeout_s)
+        while True:
+            try:
+                await self.model(timeout_s=deadline.remaining_s())
+                await self._encoding.model(deadline)
+                return
+            except UnavailableError:
+                await pause(_LOOK_INTERVAL_S, deadline)
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        return Deadline.after(self._timeout_s if timeout_s is None else timeout_s)
+
+    async def _concurrency(self, count: int) -> int:
+        """How many prompts run at once: as many as the LLM services accept."""
+        if self._max_concurrency is not None or count < 2:
+            return self._max_concurrency or 1
+        deadline = self._deadline(None)
+        room = 0
+        for replica in await self._llms.all():
+            try:
+                with replica.call():
+                    request = llm_service_pb2.GetStatusRequest()
+                    status = await replica.stub.GetStatus(request, timeout=deadline.remaining_s())
+                room += status.max_pending_request_count
+            except UnavailableError:
+                continue
+        return max(1, min(_MOST_AT_ONCE, room))
+
+    async def encoder_concurrency(self) -> int:
+        """How many items run at once: as many as the encoder services accept."""
+        if self._max_concurrency is not None:
+            return self._max_concurrency
+        statuses = await self._encoding.status(self._deadline(None))
+        room = sum(status.max_pending_item_count for status in statuses)
+        return max(1, min(_MOST_AT_ONCE, room))
+
+
+def _addresses(given: Addresses, param: str) -> tuple[str, ...]:
+    addresses = tuple(part.strip() for part in given.split(",")) if isinstance(given, str) else tuple(given)
+    from shared.settings import checked_address
+
+    try:
+        return tuple(checked_address(address, lowest_port=1) for address in addresses)
+    except ValueError as error:
+        raise InvalidRequestError(str(error), param=param) from None
+
+
+def _one_for_each(
+    sampling: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> Sequence[SamplingParams]:
+    if sampling is None or isinstance(sampling, SamplingParams):
+        return [sampling or SamplingParams()] * count
+    if len(sampling) != count:
+        raise InvalidRequestError(
+            f"there are {len(sampling)} sampling parameters for {count} prompts", param="sampling"
+        )
+    return sampling
