@@ -15,6 +15,7 @@ from typing import TypeVar
 from llm_service.bounded_encoding import encode_bounded
 from llm_service.chat_template import ChatMessage, ChatTemplate, MediaMark
 from llm_service.context_length import COUNTED_CONTEXTS, check_countable, check_length
+from llm_service.item_writer import ItemWriter
 from llm_service.laid_out_prompt import LaidOutPrompt
 from llm_service.side_thread import SideThread
 from llm_service.special_tokens import SpecialTokenGuard, special_token_pattern
@@ -23,7 +24,7 @@ from protos.llm.v1 import llm_service_pb2 as pb
 from protos.media.v1 import media_pb2
 from shared.content_key import is_key
 from shared.errors import InvalidRequestError
-from shared.families.base import MediaInfo, Modality, PromptLayout
+from shared.families.base import MediaInfo, Modality, PromptLayout, WritesItems
 
 T = TypeVar("T")
 
@@ -51,10 +52,16 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Tokens with one placeholder for each item, in order."""
+    """Tokens with one placeholder for each item, in order.
+
+    Attributes:
+        pieces: the text that the tokens are of; see `RenderedText`. None for a
+            prompt that was given as tokens.
+    """
 
     token_ids: list[int]
     items: tuple[Item, ...]
+    pieces: list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,7 @@ class PromptBuilder:
         self._layout = layout
         self._template = template
         self._vocabulary_size = vocabulary_size
+        self._writer = ItemWriter(tokenizer, layout) if isinstance(layout, WritesItems) else None
         self._modality_of_id = {token_id: modality for modality, token_id in layout.placeholder_ids().items()}
         placeholders = (tokenizer.backend.id_to_token(token_id) for token_id in self._modality_of_id)
         # A checkpoint need not flag its placeholders as special, and typed ones are text all the same.
@@ -102,22 +110,23 @@ class PromptBuilder:
         items = self._items(request.media)
         render = self._renderer(request, [item.modality for item in items], max_model_len)
 
-        def tokenize() -> list[int]:
+        def tokenize() -> Prompt:
             rendered = render()
             if isinstance(rendered, list):
-                return rendered
-            return encode_bounded(
+                return Prompt(rendered, items)
+            token_ids = encode_bounded(
                 self.tokenizer,
                 rendered.pieces,
                 max_model_len,
                 lambda count: check_length(count, max_model_len, at_least=True),
             )
+            return Prompt(token_ids, items, rendered.pieces)
 
         short = request.ByteSize() <= _SHORT_BYTES
-        token_ids = tokenize() if short else await self.in_thread(tokenize)
-        check_length(len(token_ids), max_model_len)
-        self._check_tokens(token_ids, items)
-        return Prompt(token_ids, items)
+        prompt = tokenize() if short else await self.in_thread(tokenize)
+        check_length(len(prompt.token_ids), max_model_len)
+        self._check_tokens(prompt.token_ids, items)
+        return prompt
 
     async def tokenize(self, request: pb.TokenizeRequest, max_model_len: int) -> tuple[list[int], list[str]]:
         """Tokenises without generating; media parts give one placeholder each.
@@ -163,7 +172,10 @@ class PromptBuilder:
         keys = [item.key for item in prompt.items]
 
         def expand() -> LaidOutPrompt:
-            return LaidOutPrompt.of(self._layout.expand(prompt.token_ids, media), keys)
+            token_ids = prompt.token_ids
+            if self._writer is not None and media:
+                token_ids = self._writer.written(token_ids, prompt.pieces, media)
+            return LaidOutPrompt.of(self._layout.expand(token_ids, media), keys)
 
         short = not media and len(prompt.token_ids) <= _SHORT_TOKENS
         return expand() if short else await self.in_thread(expand)

@@ -7,6 +7,7 @@ byte fallback, special tokens first, `<image>` last, a begin token in front.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 QWEN_SPECIAL_TOKENS = (
@@ -106,8 +107,12 @@ def build_llama_tokenizer(vocabulary_size: int = 300) -> Any:
     )
 
 
-def _byte_fallback_model(vocabulary_size: int) -> Any:
-    """Trains merges, then puts the special and the 256 byte tokens before them."""
+def _byte_fallback_model(vocabulary_size: int, pieces: Sequence[str] = ()) -> Any:
+    """Trains merges, then puts the special and the 256 byte tokens before them.
+
+    Args:
+        pieces: runs of one character that are tokens of their own, the shortest first.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     trained = Tokenizer(models.BPE())
@@ -117,8 +122,43 @@ def _byte_fallback_model(vocabulary_size: int) -> Any:
         trainers.BpeTrainer(vocab_size=vocabulary_size, show_progress=False),
     )
     learnt = json.loads(trained.to_str())["model"]
-    first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    pieces = sorted(learnt["vocab"], key=learnt["vocab"].__getitem__)
-    vocabulary = {piece: index for index, piece in enumerate([*first, *pieces])}
+    first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    learnt_pieces = sorted(learnt["vocab"], key=learnt["vocab"].__getitem__)
+    vocabulary = {piece: index for index, piece in enumerate([*first, *learnt_pieces])}
+    # The longest runs first: what a merge makes must be there before it is merged on.
+    runs = [(left, right) for left in pieces for right in pieces if left + right in vocabulary]
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in learnt["merges"]]
+    merges = [*runs, *merges]
     return models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+
+
+def build_gemma_tokenizer(vocabulary_size: int = 300) -> Any:
+    """Returns a fast tokenizer in Gemma's style: like Llama's, but no space in front, and runs of line
+    breaks are single tokens, so that what is put beside a line break changes the tokens there."""
+    from tokenizers import Tokenizer, decoders, normalizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    model = _byte_fallback_model(vocabulary_size, pieces=["\n" * count for count in range(1, 6)])
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        extra_special_tokens={
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+            "image_token": "<image_soft_token>",
+        },
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+    )

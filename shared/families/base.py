@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -261,8 +261,29 @@ class PromptLayout(Protocol):
     def expand(self, token_ids: Sequence[int], media: Sequence[MediaInfo]) -> ExpandedPrompt:
         """Grows each placeholder to its item's rows and computes positions.
 
+        Args:
+            token_ids: the prompt, one placeholder for each item; what `item_text` gave
+                in the place of the placeholders where the layout `WritesItems`.
+
         Raises:
             InvalidRequestError: placeholders and media differ in number.
+        """
+        ...
+
+
+@runtime_checkable
+class WritesItems(PromptLayout, Protocol):
+    """A `PromptLayout` that writes an item out in the prompt's text before it is tokenised.
+
+    For families whose processors put words, tags or line breaks around an item's
+    rows: these merge with the text beside them, so tokens alone cannot be patched.
+    """
+
+    def item_text(self, modality: Modality, info: MediaInfo) -> str:
+        """What replaces an item's placeholder in the text.
+
+        `expand` then gets the tokens of the whole text, and grows whatever token
+        stands in it for a run of rows.
         """
         ...
 

@@ -61,6 +61,19 @@ class FamilyFacts:
 CATALOGUE: tuple[FamilyFacts, ...] = (
     # One entry for each `model_type`, in the order of the alphabet.
     FamilyFacts(
+        "gemma3",
+        "gemma3:Gemma3Family",
+        ("google/gemma-3-4b-it", "google/gemma-3-27b-it"),
+        embedding_fields={"image": EmbeddingFields(("image_embeds",))},
+        settings=(
+            "do_pan_and_scan",
+            "pan_and_scan_min_crop_size",
+            "pan_and_scan_max_num_crops",
+            "pan_and_scan_min_ratio_to_activate",
+        ),
+        notes="Pan and scan on demand; the rows of a picture see each other.",
+    ),
+    FamilyFacts(
         "llava",
         "llava:LlavaFamily",
         ("llava-hf/llava-1.5-7b-hf",),

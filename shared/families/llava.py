@@ -6,7 +6,6 @@ nor towers without a fixed picture size (Pixtral's).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from shared.families.base import (
     Span,
     Tower,
 )
+from shared.families.clip_kernels import move_blocks
 from shared.families.config import model_config
 from shared.families.defaults import CommonFamily, InOneGo, PicturesAlone
 from shared.families.embeddings import check_fields, check_rows, read_integers
@@ -41,10 +41,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shared.families.weights import Prefixes
-    from shared.kernels.blocks import BlockWeights
     from shared.kernels.library import Team
-
-logger = logging.getLogger(__name__)
 
 ROWS = "image_embeds"
 SIZES = "image_sizes"
@@ -142,36 +139,7 @@ class LlavaTower(InOneGo):
 
     def use_kernels(self, team: Team) -> bool:
         """See `Tower`. The blocks alone: patches and projector are a few percent of the work."""
-        from shared.kernels.blocks import KernelBlock, Workspace, obstacle
-
-        blocks = [module for module in self._module.tower.modules() if hasattr(module, "layer_norm1")]
-        reason = obstacle(blocks, self._module.tower.config.hidden_act)
-        if reason is not None:
-            logger.info("torch computes this tower: %s", reason)
-            return False
-        workspace = Workspace(team, blocks[0].layer_norm1.weight.dtype)
-        for block in blocks:
-            block.forward = KernelBlock(_block_weights(block, team), workspace).run_batch
-        return True
-
-
-def _block_weights(block: Any, team: Team) -> BlockWeights:
-    """Packs a block of CLIP or of SigLIP, which name their parts alike."""
-    from shared.kernels.blocks import ACTIVATIONS, BlockWeights, Linear, Norm
-    from shared.kernels.program import Heads
-
-    attention, feed = block.self_attn, block.mlp
-    head_count = int(attention.num_heads)
-    return BlockWeights(
-        attention_norm=Norm.of(block.layer_norm1),
-        states=Linear.of(team, attention.q_proj, attention.k_proj, attention.v_proj),
-        output=Linear.of(team, attention.out_proj),
-        feed_norm=Norm.of(block.layer_norm2),
-        widen=Linear.of(team, feed.fc1),
-        narrow=Linear.of(team, feed.fc2),
-        activation=ACTIVATIONS[attention.config.hidden_act],
-        heads=Heads(head_count, head_count, int(attention.head_dim)),
-    )
+        return move_blocks(self._module.tower, self._module.tower.config.hidden_act, team)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from llm_service.item_writer import ItemWriter
 from llm_service.text_tokenizer import TextTokenizer
-from shared.families.base import MAIN_TENSOR, Family
+from shared.families.base import MAIN_TENSOR, Family, WritesItems
 from tests.asking import picture
 from tests.oracle import Oracle
 from tests.unit.families.conftest import EVERY
@@ -38,7 +39,10 @@ def test_pixels_tokens_and_rows(
         features = preprocessor.preprocess_image(shown, {})
         check_arrays(features.arrays, answer.inputs, f"{variant} {size}")
 
-        prompt = layout.expand(tokenizer.encode(text), [features.info])
+        token_ids = tokenizer.encode(text)
+        if isinstance(layout, WritesItems):
+            token_ids = ItemWriter(tokenizer, layout).written(token_ids, [text], [features.info])
+        prompt = layout.expand(token_ids, [features.info])
         assert prompt.token_ids == answer.prompt_ids, f"{variant} {size}: the layout, then the processor"
 
         (tensors,) = tower.encode([features])
