@@ -6,7 +6,7 @@ Knows the wire of the encoder service and the names of the fields. Does not know
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -22,21 +22,18 @@ from shared.families.base import MAIN_TENSOR, RawTensor
 from shared.torch_tensors import from_raw
 from shared.wire import layouts_from_wire
 from tests.asking import encode_tensor
+from tests.oracle import Video
 
 TIMEOUT_S = 60.0
 
 
-async def encode(address: str, picture: Image.Image) -> tuple[media_pb2.MediaInfo, dict[str, torch.Tensor]]:
-    """A picture's layout and tensors from the encoder at HOST:PORT, which delivers them to nobody else."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    payload = buffer.getvalue()
-    modality, form = media_pb2.MODALITY_IMAGE, media_pb2.MEDIA_FORM_FILE
-    key = content_key(modality, form, "", payload)
-    item = media_pb2.MediaItem(key=key, modality=modality, form=form)
+async def encode(
+    address: str, item: Image.Image | Video
+) -> tuple[media_pb2.MediaInfo, dict[str, torch.Tensor]]:
+    """An item's layout and tensors from the encoder at HOST:PORT, which delivers them to nobody else."""
+    header, payload = _header(item)
     async with grpc.aio.insecure_channel(address) as channel:
         call = EncoderServiceStub(channel).Encode(timeout=TIMEOUT_S)
-        header = EncodeHeader(item=item, byte_count=len(payload))
         answers = [answer async for answer in converse(call, header, payload)]
         assert await call.code() is grpc.StatusCode.OK, await call.details()
     (announced,) = [answer.header for answer in answers if answer.HasField("header")]
@@ -54,19 +51,42 @@ async def encode(address: str, picture: Image.Image) -> tuple[media_pb2.MediaInf
 
 
 def part_from(
-    info: media_pb2.MediaInfo, tensors: dict[str, torch.Tensor], fields: Sequence[str]
+    info: media_pb2.MediaInfo,
+    tensors: Mapping[str, torch.Tensor],
+    modality: str,
+    fields: Sequence[str],
 ) -> dict[str, Any]:
-    """A content part with a picture's embeddings.
+    """A content part with an item's embeddings.
 
     Args:
-        fields: which of image_grid_thw and image_sizes the family takes beside the rows.
-            Further tensors go under their own names.
+        modality: "image" or "video".
+        fields: names that the family takes, the rows first.
     """
-    known = {
-        "image_grid_thw": [[grid.time, grid.height, grid.width] for grid in info.grids],
-        "image_sizes": [[info.image_size.height, info.image_size.width]],
+    known: dict[str, torch.Tensor] = {
+        **tensors,
+        fields[0]: tensors[MAIN_TENSOR],
+        f"{modality}_grid_thw": torch.tensor([[grid.time, grid.height, grid.width] for grid in info.grids]),
+        "image_sizes": torch.tensor([[info.image_size.height, info.image_size.width]]),
+        "second_per_grid_ts": torch.tensor([info.seconds_per_grid]),
+        "timestamps": torch.tensor(list(info.timestamps)),
     }
-    named = {"image_embeds" if name == MAIN_TENSOR else name: tensor for name, tensor in tensors.items()}
-    named |= {name: torch.tensor(known[name]) for name in fields}
-    encoded = {name: encode_tensor(tensor, "safetensors") for name, tensor in named.items()}
-    return {"type": "image_embeds", "image_embeds": encoded}
+    encoded = {name: encode_tensor(known[name], "safetensors") for name in fields}
+    return {"type": f"{modality}_embeds", f"{modality}_embeds": encoded}
+
+
+def _header(item: Image.Image | Video) -> tuple[EncodeHeader, bytes]:
+    if isinstance(item, Image.Image):
+        modality, form, payload = media_pb2.MODALITY_IMAGE, media_pb2.MEDIA_FORM_FILE, _png(item)
+    else:
+        modality, form = media_pb2.MODALITY_VIDEO, media_pb2.MEDIA_FORM_FRAMES
+        frames = [_png(Image.fromarray(frame)) for frame in item.frames]
+        payload = media_pb2.FrameList(frames=frames, frames_per_second=item.fps).SerializeToString()
+    key = content_key(modality, form, "", payload)
+    identity = media_pb2.MediaItem(key=key, modality=modality, form=form)
+    return EncodeHeader(item=identity, byte_count=len(payload)), payload
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openai
 import pytest
+from PIL import Image
 
+from shared.families.catalogue import Modality
 from tests.asking import frame_list_part, picture, user
 from tests.embedding_parts import encode, part_from
 from tests.families import all_cases
@@ -48,7 +51,7 @@ def questions_for(case: FamilyCase) -> dict[str, Question]:
         ),
         "the same picture twice": question([picture(10, wide), "and again", picture(10, wide), "the same?"]),
     }
-    if "video" in case.modalities:
+    if "video" in case.facts.modalities:
         asked["a video"] = question([video(case, 1), "what happens?"])
         asked["a video and a picture"] = question(["first", picture(11, tall), video(case, 2), "compare"])
     most = case.most_pictures
@@ -113,22 +116,37 @@ async def test_precomputed_embeddings_equal_their_picture(served: ServedFamily) 
     several = served.case.most_pictures is None or served.case.most_pictures >= 3
     shown = [picture(41, wide), picture(42, tall), picture(43, wide)][: 3 if several else 1]
     asked = question([*shown, "what is this?"])
-    (encoder,) = served.stack.services("encoder")
-    fields = served.case.embedding_fields
     # The second picture stays one: both kinds in one prompt.
-    parts = [
-        one if index == 1 else part_from(*await encode(encoder.address, one), fields)
-        for index, one in enumerate(shown)
-    ]
+    parts = [one if index == 1 else await embedded(served, one) for index, one in enumerate(shown)]
     answer = await served.answer([user(*parts, "what is this?")], TOKENS)
     await served.check(answer, asked, "precomputed", TOKENS)
 
 
-async def test_a_list_of_frames_is_a_video(served: ServedFamily) -> None:
-    if "video" not in served.case.modalities:
-        answer = user(frame_list_part(video(served.case, 3).frames), "what happens?")
+async def test_precomputed_embeddings_equal_their_video(served: ServedFamily) -> None:
+    if "video" not in served.case.facts.modalities:
+        part = {"type": "video_embeds", "video_embeds": {"video_embeds": "AAAA"}}
         with pytest.raises(openai.BadRequestError):
-            await served.answer([answer], TOKENS)
+            await served.answer([user(part, "what happens?")], TOKENS)
+        return
+    asked = question([video(served.case, 4), "what happens?"])
+    part = await embedded(served, video(served.case, 4))
+    answer = await served.answer([user(part, "what happens?")], TOKENS)
+    await served.check(answer, asked, "a precomputed video", TOKENS)
+
+
+async def embedded(served: ServedFamily, item: Image.Image | Video) -> dict[str, Any]:
+    """The item's embeddings as a content part, with the fields that the family takes."""
+    modality: Modality = "video" if isinstance(item, Video) else "image"
+    fields = served.case.facts.embedding_fields[modality].required
+    (encoder,) = served.stack.services("encoder")
+    return part_from(*await encode(encoder.address, item), modality, fields)
+
+
+async def test_a_list_of_frames_is_a_video(served: ServedFamily) -> None:
+    if "video" not in served.case.facts.modalities:
+        part = frame_list_part(video(served.case, 3).frames)
+        with pytest.raises(openai.BadRequestError):
+            await served.answer([user(part, "what happens?")], TOKENS)
         return
     clip = video(served.case, 3)
     asked = question([Video(clip.frames, fps=1.0), "what happens?"])

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-Modality = Literal["image", "video", "audio"]
+from shared.families.catalogue import FamilyFacts, facts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,8 @@ class OracleOverrides:
 class FamilyCase:
     """One family under test.
 
+    What users see of it (modalities, fields of embeddings) comes from the catalogue.
+
     Attributes:
         model_type: as in config.json.
         build: (folder, *, seed, shard_size, **options) -> folder. Writes a complete
@@ -49,7 +51,6 @@ class FamilyCase:
             tokenizer, chat template, processor and generation configs.
         encoder_names: beginnings of the names, in the file that `build` writes, of
             the tensors that belong to the encoder half.
-        modalities: what the family serves.
         variants: options of `build` by the variant's name; "" is the plain one,
             which all tests run for. The others run in the unit tests of halves.
         sizes: width and height of two kinds of pictures, of two aspect ratios.
@@ -61,15 +62,14 @@ class FamilyCase:
         video_frames: number of frames.
         chunk: most tokens of a step in the end-to-end test. Smaller than a picture's span, so
             that every span is cut; where none may be, as large as the largest span.
-        embedding_fields: which of image_grid_thw and image_sizes precomputed embeddings
-            have beside the rows.
+        other_names: functions from a tensor's name in the file to its name in another layout
+            that is in the wild: older or newer transformers, the original authors' files.
         oracle: how transformers is asked.
     """
 
     model_type: str
     build: Callable[..., Path]
     encoder_names: tuple[str, ...]
-    modalities: tuple[Modality, ...] = ("image",)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     sizes: tuple[tuple[int, int], tuple[int, int]] = ((112, 84), (60, 140))
     most_pictures: int | None = None
@@ -78,8 +78,15 @@ class FamilyCase:
     video_size: tuple[int, int] = (112, 84)
     video_frames: int = 4
     chunk: int = 8
-    embedding_fields: tuple[str, ...] = ()
+    other_names: tuple[Callable[[str], str], ...] = ()
     oracle: OracleOverrides = field(default_factory=OracleOverrides)
+
+    @property
+    def facts(self) -> FamilyFacts:
+        """The catalogue's entry."""
+        found = facts_of(self.model_type)
+        assert found is not None, f"shared/families/catalogue.py has no {self.model_type}"
+        return found
 
     @property
     def module(self) -> str:

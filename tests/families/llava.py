@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.families.case import FamilyCase
+from tests.families.parts.names import newer_name, with_wrapped_tower
 from tests.families.parts.pixels import CLIP_MEAN, CLIP_STD, HALF
 from tests.families.parts.saving import save_checkpoint
 from tests.families.parts.text import text_config
@@ -119,6 +120,7 @@ CASE = FamilyCase(
     "llava",
     build,
     encoder_names=("vision_tower.", "multi_modal_projector."),
+    other_names=(newer_name, with_wrapped_tower),
     variants={
         "": {},
         "siglip_qwen2": {"vision": "siglip", "text": "qwen2", "template": "strings"},

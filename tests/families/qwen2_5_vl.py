@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.families.case import FamilyCase
+from tests.families.parts.names import newer_name
 from tests.families.parts.qwen_chat import QWEN_TEMPLATE
 from tests.families.parts.saving import save_checkpoint
 from tests.families.parts.text import HIDDEN_SIZE
@@ -35,4 +36,4 @@ def build(folder: Path, *, seed: int = 0, shard_size: str = "5GB", tie: bool = T
     return save_checkpoint(folder, config, tokenizer, QWEN_TEMPLATE, files, seed=seed, shard_size=shard_size)
 
 
-CASE = FamilyCase("qwen2_5_vl", build, encoder_names=("visual.",), embedding_fields=("image_grid_thw",))
+CASE = FamilyCase("qwen2_5_vl", build, encoder_names=("visual.",), other_names=(newer_name,))

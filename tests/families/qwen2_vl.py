@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.families.case import FamilyCase
+from tests.families.parts.names import newer_name
 from tests.families.parts.pixels import CLIP_MEAN, CLIP_STD
 from tests.families.parts.qwen_chat import QWEN_TEMPLATE
 from tests.families.parts.saving import save_checkpoint
@@ -67,4 +68,4 @@ def processor_files(processor_class: str) -> dict[str, dict[str, Any]]:
     }
 
 
-CASE = FamilyCase("qwen2_vl", build, encoder_names=("visual.",), embedding_fields=("image_grid_thw",))
+CASE = FamilyCase("qwen2_vl", build, encoder_names=("visual.",), other_names=(newer_name,))

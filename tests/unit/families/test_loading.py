@@ -18,6 +18,7 @@ from shared.errors import InvalidRequestError
 from shared.families import load_family, supported_model_types
 from shared.families.base import Family
 from tests.checkpoints import build_tiny
+from tests.families.parts.names import newer_name, with_wrapped_tower
 
 CPU = torch.device("cpu")
 Build = Callable[[str], Path]
@@ -101,22 +102,8 @@ def test_shards_are_as_good_as_one_file(model_type: Any, tiny: Build, tmp_path: 
         assert all(torch.equal(whole[name], sharded[name]) for name in whole)
 
 
-def newer_name(name: str) -> str:
-    """The name that newer transformers give a tensor of the hub's layout."""
-    if name.startswith(("visual.", "vision_tower.", "multi_modal_projector.")):
-        return f"model.{name}"
-    if name.startswith("language_model.lm_head."):
-        return name.removeprefix("language_model.")
-    name = name.removeprefix("language_model.").removeprefix("model.")
-    return name if name.startswith("lm_head.") else f"model.language_model.{name}"
-
-
-def wrapped_tower(name: str) -> str:
-    return name.replace("vision_tower.", "vision_tower.vision_model.")
-
-
 @pytest.mark.parametrize("variant", ["qwen2_vl", "qwen2_5_vl", "llava", "llava_siglip_qwen2"])
-@pytest.mark.parametrize("rename", [newer_name, wrapped_tower])
+@pytest.mark.parametrize("rename", [newer_name, with_wrapped_tower])
 def test_all_known_names(variant: str, rename: Callable[[str], str], tiny: Build, tmp_path: Path) -> None:
     folder = edit(
         copy(tiny(variant), tmp_path / "renamed"),
