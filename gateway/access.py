@@ -88,8 +88,7 @@ class _Visit:
         route = getattr(self._scope.get("route"), "path", "unknown")
         if route not in _QUIET_PATHS:
             label = method if method in _METHODS else "other"
-            metrics.http_requests.labels(label, route, str(self._status)).inc()
-            metrics.http_duration.labels(label, route).observe(seconds)
+            metrics.request(label, route, str(self._status), seconds)
         level = logging.DEBUG if route in _QUIET_PATHS else logging.INFO
         path = self._scope["path"].encode("unicode_escape").decode()[:256]
         logger.log(level, "%s %s %d %.3fs id=%s", method, path, self._status, seconds, self._id)

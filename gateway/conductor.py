@@ -32,6 +32,8 @@ Frames = FrameQueue[llm_service_pb2.GenerateResponse]
 
 # Frames that wait for a slow client; then gRPC's flow control holds the LLM back.
 _MAX_WAITING_FRAMES = 64
+# How long a call may take to end after its last frame.
+_ENDING_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +67,31 @@ class Conductor:
     def __init__(self, llms: LlmSet, encoding: Encoding) -> None:
         self._llms = llms
         self._encoding = encoding
+        self._ending: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def generate(self, assignment: Assignment) -> AsyncIterator[Frames]:
         """Opens a request; yields its deltas and finishes. Leaving cancels whatever still runs.
 
-        The frames end with a PerceptError where the request failed.
+        The frames end with the last finish, or with a PerceptError where the request failed.
         """
         frames = Frames(_MAX_WAITING_FRAMES)
         running = asyncio.create_task(self._run(assignment, frames))
         try:
             yield frames
         finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            if frames.complete:
+                self._let_end(running)
+            else:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+
+    def _let_end(self, running: asyncio.Task[None]) -> None:
+        """The answer is whole, and nobody waits for the call's status: it comes soon, or is not awaited."""
+        timer = asyncio.get_running_loop().call_later(_ENDING_S, running.cancel)
+        self._ending.add(running)
+        running.add_done_callback(self._ending.discard)
+        running.add_done_callback(lambda _: timer.cancel())
 
     async def _run(self, assignment: Assignment, frames: Frames) -> None:
         try:
@@ -161,6 +174,8 @@ class _Reading:
         if frame.HasField("finish"):
             self._unfinished -= 1
         await self._frames.put(frame)
+        if not self._unfinished:
+            self._frames.close()
 
     def _explain(self, error: PerceptError) -> Exception:
         error.param = to_request_param(error.param, self._assignment.items)

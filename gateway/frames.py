@@ -4,7 +4,6 @@ talks to the client."""
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -13,11 +12,12 @@ T = TypeVar("T")
 class FrameQueue(Generic[T]):
     """First in, first out, bounded; closed by its writer, with an error or without.
 
-    One writer, one reader. What was written before the close is still read.
+    One writer, one reader, who gets all that waits at once. What was written before the
+    close is still read.
     """
 
     def __init__(self, bound: int) -> None:
-        self._frames: deque[T] = deque()
+        self._frames: list[T] = []
         self._bound = bound
         self._closed = False
         self._error: BaseException | None = None
@@ -33,14 +33,20 @@ class FrameQueue(Generic[T]):
         self._readable.set()
 
     def close(self, error: BaseException | None = None) -> None:
-        """Ends the queue; the reader sees `error` after the last frame."""
-        self._closed, self._error = True, error
-        self._readable.set()
+        """Ends the queue; the reader sees `error` after the last frame. The first close counts."""
+        if not self._closed:
+            self._closed, self._error = True, error
+            self._readable.set()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the writer has closed it without an error."""
+        return self._closed and self._error is None
 
     def __aiter__(self) -> FrameQueue[T]:
         return self
 
-    async def __anext__(self) -> T:
+    async def __anext__(self) -> list[T]:
         while not self._frames:
             if self._closed:
                 if self._error is not None:
@@ -49,4 +55,5 @@ class FrameQueue(Generic[T]):
             self._readable.clear()
             await self._readable.wait()
         self._writable.set()
-        return self._frames.popleft()
+        frames, self._frames = self._frames, []
+        return frames

@@ -7,7 +7,7 @@ does not know how requests are worked on.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -16,6 +16,8 @@ from shared.errors import OverloadedError, PerceptError
 from shared.telemetry import Stopwatch
 
 Stage = Literal["fetch", "encoder_queue", "decode", "encode", "transfer", "prefill", "decode_step"]
+
+MetricT = TypeVar("MetricT", Histogram, Counter)
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SLOW = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0)
@@ -68,6 +70,8 @@ class Metrics:
         """
         self.registry = CollectorRegistry()
         self.model_name = model_name
+        # As many as there are series: labels are never the client's own text.
+        self._children: dict[tuple[Histogram | Counter, tuple[str, ...]], Histogram | Counter] = {}
         self._histograms = {
             name: self._histogram(name, text, (), buckets) for name, text, buckets in _HISTOGRAMS
         }
@@ -101,15 +105,28 @@ class Metrics:
 
     def histogram(self, name: str) -> Histogram:
         """Returns the histogram of that name, to be observed often."""
-        return self._histograms[name].labels(self.model_name())
+        return self._child(self._histograms[name], self.model_name())
 
     def observe_stage(self, stage: Stage, seconds: float) -> None:
         """Adds an observation of a stage."""
-        self._stages.labels(self.model_name(), stage).observe(seconds)
+        self._child(self._stages, self.model_name(), stage).observe(seconds)
 
     def count(self, name: str, *labels: str, amount: float = 1) -> None:
         """Adds to the counter of that name."""
-        self._counters[name].labels(self.model_name(), *labels).inc(amount)
+        self._child(self._counters[name], self.model_name(), *labels).inc(amount)
+
+    def request(self, method: str, route: str, status: str, seconds: float) -> None:
+        """Counts an HTTP request that was answered."""
+        self._child(self.http_requests, method, route, status).inc()
+        self._child(self.http_duration, method, route).observe(seconds)
+
+    def _child(self, metric: MetricT, *labels: str) -> MetricT:
+        """The series with these label values. To ask the metric each time costs more than to observe."""
+        key = (metric, labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return cast(MetricT, child)
 
 
 class RequestMeter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from pydantic_core import to_json
@@ -29,23 +29,38 @@ def event(content: Any) -> bytes:
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work` until it ends or the client leaves; then it is cancelled and awaited.
+    """Awaits `work` until it ends or the client leaves; then it is cancelled and awaited.
+
+    It runs in the caller's task: one of its own takes several turns of the event loop
+    to begin and to end.
 
     Raises:
         ClientDisconnect: the client left first.
     """
-    running = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(receive))
-    try:
-        await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            raise ClientDisconnect
-        return running.result()
-    finally:
-        for task in (leaving, running):
+    task = asyncio.current_task()
+    assert task is not None
+    cancelling, left, over = task.cancelling(), False, False
+
+    def leave(_: object) -> None:
+        nonlocal left
+        if not over:
+            left = True
             task.cancel()
-        # Its `finally` blocks free what it holds before we go on.
-        await asyncio.gather(running, leaving, return_exceptions=True)
+
+    leaving = asyncio.ensure_future(_left(receive))
+    leaving.add_done_callback(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        # Another's cancellation goes before ours, as in asyncio.timeout.
+        if left and task.cancelling() == cancelling + 1:
+            raise ClientDisconnect from None
+        raise
+    finally:
+        over = True
+        leaving.cancel()
+        if left:
+            task.uncancel()
 
 
 async def _left(receive: Receive) -> None:
@@ -56,13 +71,18 @@ async def _left(receive: Receive) -> None:
 class EventStreamResponse(Response):
     """Streams JSON values as events, then `[DONE]`.
 
-    An error after the first event is an event of its own. The source is closed on
-    every way out.
+    Nothing is sent before the first event: what fails until then is raised, to be answered
+    with its own status. A later error is an event of its own. The source is closed on every
+    way out.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, source: AsyncGenerator[Any, None]) -> None:
+    def __init__(self, source: AsyncGenerator[Sequence[Any], None]) -> None:
+        """
+        Args:
+            source: values that can be sent at once, at least one each time.
+        """
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._source = source
@@ -72,13 +92,19 @@ class EventStreamResponse(Response):
             await while_connected(receive, self._stream(send))
 
     async def _stream(self, send: Send) -> None:
+        first = await anext(self._source)
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
-            async for content in self._source:
-                await send({"type": "http.response.body", "body": event(content), "more_body": True})
+            await _send_events(send, first)
+            async for contents in self._source:
+                await _send_events(send, contents)
         except ClientDisconnect:
             raise  # It takes nothing any more, no error either.
         except Exception as fault:
-            body = event(error_body(as_percept_error(fault)))
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+            await _send_events(send, [error_body(as_percept_error(fault))])
         await send({"type": "http.response.body", "body": _DONE, "more_body": False})
+
+
+async def _send_events(send: Send, contents: Sequence[Any]) -> None:
+    body = b"".join(map(event, contents))
+    await send({"type": "http.response.body", "body": body, "more_body": True})

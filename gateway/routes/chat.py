@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from gateway.access import REQUEST_ID
@@ -28,9 +29,21 @@ from gateway.translate import affinity, check_item_count, to_generate_request, t
 from protos.llm.v1 import llm_service_pb2
 from shared.deadline import Deadline
 
-router = APIRouter(tags=["chat"])
 
-Frames = AsyncGenerator[llm_service_pb2.GenerateResponse, None]
+class _PlainRoute(APIRoute):
+    """Calls its endpoint with the request alone: reading, checking and answering are the endpoint's own."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return endpoint
+
+
+router = APIRouter(tags=["chat"], route_class=_PlainRoute)
+
+Frames = AsyncGenerator[list[llm_service_pb2.GenerateResponse], None]
+"""All frames that have come, time after time."""
+
+Json = dict[str, Any]
 
 
 @router.post(
@@ -48,10 +61,7 @@ async def create_chat_completion(request: Request) -> Response:
     head = work.head(chat)
     if not chat.stream:
         return json_response(await while_connected(request.receive, _whole(work, chat, head)))
-    chunks = _chunks(work, chat, head)
-    # Nothing is sent before the first chunk: what fails until then has its own status.
-    first = await while_connected(request.receive, _first(chunks))
-    return EventStreamResponse(_resumed(first, chunks))
+    return EventStreamResponse(_chunks(work, chat, head))
 
 
 class _Work:
@@ -92,9 +102,10 @@ class _Work:
         try:
             assignment = await self._assignment(chat)
             async with self._gateway.conductor.generate(assignment) as frames:
-                async for frame in frames:
-                    self._measure(frame)
-                    yield frame
+                async for batch in frames:
+                    for frame in batch:
+                        self._measure(frame)
+                    yield batch
         except Exception as fault:
             error = as_percept_error(fault)
             self._meter.fail(error)
@@ -126,50 +137,39 @@ class _Work:
             self._meter.complete(frame.finish.usage, frame.finish.timings)
 
 
-async def _whole(work: _Work, chat: ChatCompletionRequest, head: AnswerHead) -> dict[str, Any]:
+async def _whole(work: _Work, chat: ChatCompletionRequest, head: AnswerHead) -> Json:
     collector = AnswerCollector(head, chat.n or 1, with_logprobs=bool(chat.logprobs))
     usage = llm_service_pb2.Usage()
     async with aclosing(work.frames(chat)) as frames:
-        async for frame in frames:
-            if frame.HasField("delta"):
-                collector.delta(frame.delta)
-            else:
-                collector.finish(frame.finish)
-                usage.MergeFrom(frame.finish.usage)
+        async for batch in frames:
+            for frame in batch:
+                if frame.HasField("delta"):
+                    collector.delta(frame.delta)
+                else:
+                    collector.finish(frame.finish)
+                    usage.MergeFrom(frame.finish.usage)
     return collector.whole(usage)
 
 
 async def _chunks(
     work: _Work, chat: ChatCompletionRequest, head: AnswerHead
-) -> AsyncGenerator[dict[str, Any], None]:
+) -> AsyncGenerator[list[Json], None]:
+    """The chunks that can be sent at once, time after time."""
     options = chat.stream_options
     writer = ChunkWriter(head, chat.n or 1, with_usage=bool(options and options.include_usage))
     usage = llm_service_pb2.Usage()
-    opened = False
+    chunks = list(writer.opening())
     async with aclosing(work.frames(chat)) as frames:
-        async for frame in frames:
-            for chunk in () if opened else writer.opening():
-                yield chunk
-            opened = True
-            for chunk in _written(writer, frame):
-                yield chunk
-            usage.MergeFrom(frame.finish.usage)
-    for chunk in writer.usage(usage):
-        yield chunk
+        async for batch in frames:
+            for frame in batch:
+                chunks += _written(writer, frame)
+                usage.MergeFrom(frame.finish.usage)
+            if chunks:
+                yield chunks
+            chunks = []
+    if last := list(writer.usage(usage)):
+        yield last
 
 
-def _written(writer: ChunkWriter, frame: llm_service_pb2.GenerateResponse) -> Iterable[dict[str, Any]]:
+def _written(writer: ChunkWriter, frame: llm_service_pb2.GenerateResponse) -> Iterable[Json]:
     return writer.delta(frame.delta) if frame.HasField("delta") else writer.finish(frame.finish)
-
-
-async def _first(chunks: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any]:
-    return await anext(chunks)
-
-
-async def _resumed(
-    first: dict[str, Any], rest: AsyncGenerator[dict[str, Any], None]
-) -> AsyncGenerator[dict[str, Any], None]:
-    async with aclosing(rest):
-        yield first
-        async for chunk in rest:
-            yield chunk

@@ -39,10 +39,14 @@ ENCODER_NAME = "protos.encoder.v1.EncoderService"
 class ScriptedLlm(
     llm_service_pb2_grpc.LlmServiceServicer, embedding_service_pb2_grpc.EmbeddingServiceServicer
 ):
-    """Answers each choice with `words`, once the media has been delivered."""
+    """Answers each choice with `words`, once the media has been delivered.
+
+    `linger_s` passes between the last frame and the call's status.
+    """
 
     words: Sequence[str] = ("Hel", "lo", "!")
     pause_s: float = 0.0
+    linger_s: float = 0.0
     refuse_with: PerceptError | None = None
     fail_with: PerceptError | None = None
     fail_after: int = 0
@@ -83,6 +87,7 @@ class ScriptedLlm(
                 yield self._delta(request, choice, index, word)
         for choice in range(choice_count):
             yield self._finish(request, choice, last=choice == choice_count - 1)
+        await asyncio.sleep(self.linger_s)
 
     def _delta(
         self, request: llm_pb2.GenerateRequest, choice: int, index: int, word: str

@@ -9,6 +9,7 @@ import grpc
 import httpx
 import pytest
 
+from gateway import conductor
 from shared.errors import (
     BadMediaError,
     InternalError,
@@ -298,3 +299,19 @@ async def test_what_an_llm_says_of_a_push_is_no_field_of_the_request() -> None:
     async with running_stack([ScriptedLlm(refuse_with=refusal)]) as stack:
         answer = await ask(stack, body())
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, None)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_is_whole_with_its_last_frame_whatever_the_calls_end_takes(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conductor, "_ENDING_S", 0.5)
+    llm = ScriptedLlm(linger_s=60)
+    async with running_stack([llm]) as stack:
+        answer = await asyncio.wait_for(ask(stack, body(n=2, stream=stream)), 30)
+        assert answer.status_code == 200
+        assert "Hel" in answer.text and answer.text.count("stop") == 4
+        assert llm.running == 1, "the call has a moment to end by itself"
+        # Nor does it stay for ever where the service never ends it.
+        await until(lambda: llm.running == 0, seconds=10.0)
+        assert (await ask(stack, body())).status_code == 200

@@ -22,9 +22,9 @@ async def test_order_bound_and_end() -> None:
     await asyncio.sleep(0.01)
     assert not writing.done()
     seen = []
-    async for number in queue:
-        most = max(most, len(queue._frames))
-        seen.append(number)
+    async for numbers in queue:
+        most = max(most, len(numbers))
+        seen += numbers
     assert seen == list(range(10))
     assert most <= 2
 
@@ -35,8 +35,8 @@ async def test_error_comes_after_what_was_written() -> None:
     queue.close(ValueError("broken"))
     seen = []
     with pytest.raises(ValueError, match="broken"):
-        async for number in queue:
-            seen.append(number)
+        async for numbers in queue:
+            seen += numbers
     assert seen == [1]
 
 
@@ -46,3 +46,16 @@ async def test_reader_that_waits_sees_the_end() -> None:
     await asyncio.sleep(0)
     queue.close()
     assert await reading is None
+
+
+async def test_only_the_first_close_counts() -> None:
+    whole: FrameQueue[int] = FrameQueue(2)
+    assert not whole.complete
+    whole.close()
+    whole.close(ValueError("late"))
+    assert whole.complete
+    assert [frames async for frames in whole] == []
+    broken: FrameQueue[int] = FrameQueue(2)
+    broken.close(ValueError("broken"))
+    broken.close()
+    assert not broken.complete
