@@ -18,6 +18,8 @@ SUMMARIES = {
     "llm": "Start one LLM service: prompts in, tokens out.",
     "gateway": "Start one gateway: the OpenAI API in front.",
     "chat": "Ask a running gateway, with pictures if you like.",
+    "encode": "Turn media files into files of embeddings, through a running encoder.",
+    "generate": "Answer a file of requests, through a running gateway.",
     "models": "List the model families and what each takes.",
     "bench": "Put load on an OpenAI-compatible server and measure it.",
     "health": "Say whether a service is ready: exit status 0 or 1.",
@@ -39,6 +41,14 @@ def _load(name: str) -> Callable[..., Any]:
         from percept.commands.chat import chat
 
         return chat
+    if name == "encode":
+        from percept.commands.encode import encode
+
+        return encode
+    if name == "generate":
+        from percept.commands.generate import generate
+
+        return generate
     if name == "models":
         from percept.commands.models import models
 

@@ -21,6 +21,7 @@ from percept.client.prompts import Prompt, build_prompt, new_request
 from percept.client.sampling import SamplingParams
 from percept.client.served import ServedModel
 from percept.client.stream import DeltaStream
+from protos.encoder.v1 import encoder_service_pb2
 from protos.llm.v1 import llm_service_pb2
 from shared.deadline import Deadline
 from shared.errors import InvalidRequestError, PerceptError, UnavailableError
@@ -212,8 +213,6 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> Embeddings:
         """See `Client.encode`."""
-        from percept.client.embeddings import Embeddings
-
         deadline = self._deadline(timeout_s)
         settings = canonical_settings(mm_processor_kwargs)
         kind = modality or guess_modality(media)
@@ -222,10 +221,21 @@ class AsyncClient:
             raise InvalidRequestError(
                 f"{len(items)} items were given; encode_many takes several", param="media"
             )
-        fetched = await self._encoding.fetch(items[0], deadline)
+        return await self._encode_item(items[0], kind, deadline)
+
+    async def encode_item(
+        self, item: Item, modality: Modality, *, timeout_s: float | None = None
+    ) -> Embeddings:
+        """Encodes an item that was made already."""
+        return await self._encode_item(item, modality, self._deadline(timeout_s))
+
+    async def _encode_item(self, item: Item, modality: Modality, deadline: Deadline) -> Embeddings:
+        from percept.client.embeddings import Embeddings
+
+        fetched = await self._encoding.fetch(item, deadline)
         if self._family is None:
             self._family = (await self._encoding.model(deadline)).family
-        return Embeddings(fetched.fields(self._family, kind), kind)
+        return Embeddings(fetched.fields(self._family, modality), modality)
 
     @overload
     async def encode_many(
@@ -320,9 +330,9 @@ class AsyncClient:
                 fault = error
         raise fault or UnavailableError("there is no LLM service")
 
-    async def encoder_family(self, *, timeout_s: float | None = None) -> str:
-        """The family that the encoder services have, the checkpoint's `model_type`."""
-        return (await self._encoding.model(self._deadline(timeout_s))).family
+    async def encoder_model(self, *, timeout_s: float | None = None) -> encoder_service_pb2.GetModelResponse:
+        """What the encoder services serve."""
+        return await self._encoding.model(self._deadline(timeout_s))
 
     async def wait_until_ready(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """See `Client.wait_until_ready`."""

@@ -37,7 +37,6 @@ async def run_batch(
     Raises:
         PerceptError: the first failure, unless they are returned.
     """
-    results: list[T | PerceptError] = []
     slots: dict[int, T | PerceptError] = {}
     left = iter(range(count))
 
@@ -51,25 +50,24 @@ async def run_batch(
                 slots[index] = error
             advance()
 
-    with _bar(title, count) as advance:
+    with bar(title, count) as advance:
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(concurrency, count)):
                     group.create_task(lane(advance))
         except ExceptionGroup as faults:
             raise faults.exceptions[0] from None
-    results = [slots[index] for index in range(count)]
-    return results
+    return [slots[index] for index in range(count)]
 
 
 @contextlib.contextmanager
-def _bar(title: str | None, count: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error, where that is a terminal."""
+def bar(title: str | None, count: int) -> Iterator[Callable[[], None]]:
+    """A bar on standard error, where that is a terminal; yields what moves it on by one."""
     if title is None or count < 1 or not sys.stderr.isatty():
         yield lambda: None
         return
     from percept.progress import progress_bar
 
-    with progress_bar() as bar:
-        task = bar.add_task(title, total=count)
-        yield lambda: bar.advance(task)
+    with progress_bar() as shown:
+        task = shown.add_task(title, total=count)
+        yield lambda: shown.advance(task)

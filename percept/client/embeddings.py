@@ -6,7 +6,7 @@ not check them against the model: the encoder service does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,33 @@ class Embeddings(Mapping[str, "npt.NDArray[Any]"]):
         modality: Any = named or ("video" if any(name.startswith("video_") for name in tensors) else "image")
         return cls(tensors, modality)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Embeddings]) -> Embeddings:
+        """Several items in one set of tensors, which `split` takes apart again.
+
+        With grids, the rows stand one after the other; without, they are stacked.
+
+        Raises:
+            BadEmbeddingsError: they are of several modalities, have different fields, or have no
+                grids and different numbers of rows: nothing would say where one ends.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        first = parts[0]
+        if any(part.modality != first.modality or set(part) != set(first) for part in parts):
+            raise BadEmbeddingsError("items of different modalities or fields do not fit together")
+        has_grids = f"{first.modality}_grid_thw" in first
+        if not has_grids and len({part._rows()[1].shape for part in parts}) > 1:
+            raise BadEmbeddingsError("items of different numbers of rows do not fit together without grids")
+        joined = {}
+        for name, tensor in first.tensors.items():
+            pieces = [part.tensors[name] for part in parts]
+            if len({piece.shape[1:] for piece in pieces}) > 1:
+                raise BadEmbeddingsError(f"{name} has different widths")
+            of_rows = tensor.data_type in _FLOATS and len(tensor.shape) == 2
+            joined[name] = _stacked(pieces) if of_rows and not has_grids else _concatenated(pieces)
+        return cls(joined, first.modality)
+
     def split(self) -> list[Embeddings]:
         """One for each item: a prompt has one placeholder for each.
 
@@ -168,6 +195,17 @@ class Embeddings(Mapping[str, "npt.NDArray[Any]"]):
             if name not in rows
         }
         return Embeddings({**rows, **others}, self.modality)
+
+
+def _concatenated(pieces: Sequence[RawTensor]) -> RawTensor:
+    first = pieces[0]
+    shape = (sum(piece.shape[0] for piece in pieces), *first.shape[1:])
+    return RawTensor(first.data_type, shape, b"".join(piece.data for piece in pieces))
+
+
+def _stacked(pieces: Sequence[RawTensor]) -> RawTensor:
+    first = pieces[0]
+    return RawTensor(first.data_type, (len(pieces), *first.shape), b"".join(piece.data for piece in pieces))
 
 
 def _unbatched(tensor: RawTensor, index: int) -> RawTensor:
