@@ -16,12 +16,13 @@ import openai
 import pytest
 from PIL import Image
 
+from llm_service.item_writer import ItemWriter
 from llm_service.text_tokenizer import TextTokenizer
 from protos.llm.v1 import llm_service_pb2
 from protos.llm.v1.llm_service_pb2_grpc import LlmServiceStub
 from shared.checkpoint import read_checkpoint
 from shared.families import load_family
-from shared.families.base import MediaInfo, VideoClip
+from shared.families.base import MediaInfo, VideoClip, WritesItems
 from tests.asking import template_messages, user, video_part
 from tests.families.case import FamilyCase
 from tests.oracle import Oracle, OracleAnswer, Video
@@ -71,7 +72,7 @@ class ServedFamily:
         self.stack = UpStack(
             folder,
             *("--served-model-name", "tiny", "--workers", "1"),
-            *("--max-num-batched-tokens", str(case.chunk), "--block-size", str(BLOCK)),
+            *("--max-num-batched-tokens", str(case.step_size), "--block-size", str(BLOCK)),
             *("--kv-cache-gib", "0.03"),
         )
 
@@ -110,7 +111,7 @@ class ServedFamily:
         same_length = answer.usage.prompt_tokens == len(expected.prompt_ids)
         if found == expected.new_ids and same_length:
             return
-        ours = await self.prompt_ids(asked)
+        ours = await self.prompt_ids(asked, expected)
         pytest.fail(
             f"\nfamily {self.case.model_type}, question {name!r}\n"
             f"tokens, services: {found}\n"
@@ -136,7 +137,7 @@ class ServedFamily:
             found.append(expected if fits else ids[0])
         return found
 
-    async def prompt_ids(self, asked: Question) -> list[int]:
+    async def prompt_ids(self, asked: Question, expected: OracleAnswer) -> list[int]:
         """The prompt as the LLM service renders it and the family lays it out."""
         (llm,) = self.stack.services("llm")
         async with grpc.aio.insecure_channel(llm.address) as channel:
@@ -154,7 +155,15 @@ class ServedFamily:
             return preprocessor.preprocess_video(clip, {}).info
 
         infos = [info(item) for item in asked.media]
-        return family.prompt_layout().expand(list(rendered.token_ids), infos).token_ids
+        layout = family.prompt_layout()
+        token_ids = list(rendered.token_ids)
+        if isinstance(layout, WritesItems) and infos:
+            # The text is the service's own where its tokens spell the oracle's.
+            text = expected.text
+            same = token_ids == self._tokenizer.encode(text)
+            writer = ItemWriter(self._tokenizer, layout)
+            token_ids = writer.written(token_ids, [text] if same else None, infos)
+        return layout.expand(token_ids, infos).token_ids
 
 
 def _conversation(messages: Sequence[Mapping[str, Any]]) -> llm_service_pb2.Conversation:

@@ -60,8 +60,8 @@ class FamilyCase:
         video_size: width and height of frames. Choose it so that the family's video
             processor does not have to resize: then both sides see the same pixels.
         video_frames: number of frames.
-        chunk: most tokens of a step in the end-to-end test. Smaller than a picture's span, so
-            that every span is cut; where none may be, as large as the largest span.
+        chunk: most tokens of a step in the end-to-end test. None: 8, smaller than a picture's
+            span, so that every span is cut; 64 where none may be: no smaller than any span.
         other_names: functions from a tensor's name in the file to its name in another layout
             that is in the wild: older or newer transformers, the original authors' files.
         oracle: how transformers is asked.
@@ -77,7 +77,7 @@ class FamilyCase:
     shares_prefixes: bool = True
     video_size: tuple[int, int] = (112, 84)
     video_frames: int = 4
-    chunk: int = 8
+    chunk: int | None = None
     other_names: tuple[Callable[[str], str], ...] = ()
     oracle: OracleOverrides = field(default_factory=OracleOverrides)
 
@@ -87,6 +87,11 @@ class FamilyCase:
         found = facts_of(self.model_type)
         assert found is not None, f"shared/families/catalogue.py has no {self.model_type}"
         return found
+
+    @property
+    def step_size(self) -> int:
+        """Most tokens of a step in the end-to-end test."""
+        return self.chunk or (8 if self.spans_may_be_cut else 64)
 
     @property
     def module(self) -> str:

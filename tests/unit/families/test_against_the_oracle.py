@@ -10,10 +10,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from llm_service.item_writer import ItemWriter
-from llm_service.text_tokenizer import TextTokenizer
-from shared.families.base import MAIN_TENSOR, Family, WritesItems
+from shared.families.base import MAIN_TENSOR, Family
 from tests.asking import picture
+from tests.laying_out import Layouter
 from tests.oracle import Oracle
 from tests.unit.families.conftest import EVERY
 
@@ -30,19 +29,16 @@ def test_pixels_tokens_and_rows(
     """Pixels are equal to the bit, prompts token for token, rows closely."""
     case, _ = EVERY[variant]
     parts = family(variant)
-    preprocessor, layout, tower = parts.preprocessor(), parts.prompt_layout(), parts.tower(CPU, torch.float32)
-    tokenizer = TextTokenizer.load(tiny(variant))
-    text = f"look: {layout.placeholder_text('image')} what is it?"
+    preprocessor, tower = parts.preprocessor(), parts.tower(CPU, torch.float32)
+    front = Layouter(tiny(variant))
+    text = f"look: {front.layout.placeholder_text('image')} what is it?"
     for seed, size in enumerate([*case.sizes, (224, 56), (61, 150)]):
         shown = picture(seed, size)
         answer = oracle.ask(case, tiny(variant), text, [shown], inputs=True, rows=True)
         features = preprocessor.preprocess_image(shown, {})
         check_arrays(features.arrays, answer.inputs, f"{variant} {size}")
 
-        token_ids = tokenizer.encode(text)
-        if isinstance(layout, WritesItems):
-            token_ids = ItemWriter(tokenizer, layout).written(token_ids, [text], [features.info])
-        prompt = layout.expand(token_ids, [features.info])
+        prompt = front.lay_out(text, [features.info])
         assert prompt.token_ids == answer.prompt_ids, f"{variant} {size}: the layout, then the processor"
 
         (tensors,) = tower.encode([features])

@@ -114,12 +114,13 @@ class Driver:
                 axes=prompt.positions.shape[0],
                 next_position=prompt.next_position,
                 spans=[
-                    SpanMessage(keys[span.item], span.start, span.length, first_row=span.first_row)
+                    SpanMessage(keys[span.item], span.start, span.length, span.splittable, span.first_row)
                     for span in prompt.spans
                 ],
                 sampling=sampling,
                 stopping=stopping or StoppingSettings(max_token_count=1000),
                 arrival=float(self.count),
+                variant=prompt.variant,
             )
         )
 

@@ -1,0 +1,34 @@
+"""A prompt's text with its items' layouts to tokens and spans, as the LLM service does it.
+
+Knows the two kinds of layouts. Does not know any family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llm_service.item_writer import ItemWriter
+from llm_service.text_tokenizer import TextTokenizer
+from shared.checkpoint import read_checkpoint
+from shared.families import load_family
+from shared.families.base import ExpandedPrompt, MediaInfo, WritesItems
+
+
+class Layouter:
+    """The front's half of a checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self.layout = load_family(read_checkpoint(folder)).prompt_layout()
+        self.tokenizer = TextTokenizer.load(folder)
+
+    def token_ids(self, text: str, infos: Sequence[MediaInfo]) -> list[int]:
+        """Tokens of a text with one placeholder for each item, as `PromptLayout.expand` takes them."""
+        token_ids = self.tokenizer.encode(text)
+        if isinstance(self.layout, WritesItems) and infos:
+            return ItemWriter(self.tokenizer, self.layout).written(token_ids, [text], infos)
+        return token_ids
+
+    def lay_out(self, text: str, infos: Sequence[MediaInfo]) -> ExpandedPrompt:
+        """The expanded prompt."""
+        return self.layout.expand(self.token_ids(text, infos), infos)

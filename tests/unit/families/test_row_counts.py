@@ -1,0 +1,59 @@
+"""Every family: the rows that are announced before the tower runs are the rows that it gives."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from shared.families.base import MAIN_TENSOR, Family
+from tests.asking import picture
+from tests.families import all_cases
+from tests.laying_out import Layouter
+from tests.oracle import Oracle
+from tests.unit.families.conftest import Build
+
+CASES = all_cases()
+CPU = torch.device("cpu")
+SIZE_COUNT = 100
+ASKED_COUNT = 20
+BATCH = 10
+SIDES = (8, 400)
+
+
+@pytest.mark.parametrize("model_type", CASES)
+def test_a_hundred_sizes(
+    model_type: str, tiny: Build, family: Callable[[str], Family], oracle: Oracle
+) -> None:
+    parts = family(model_type)
+    preprocessor, tower = parts.preprocessor(), parts.tower(CPU, torch.float32)
+    front = Layouter(tiny(model_type))
+    text = f"look: {front.layout.placeholder_text('image')} what is it?"
+    widths = {MAIN_TENSOR: parts.hidden_size(), **parts.extra_widths()}
+    sizes = random_sizes()
+    pictures = [picture(index, size) for index, size in enumerate(sizes)]
+    for first in range(0, SIZE_COUNT, BATCH):
+        batch = [preprocessor.preprocess_image(shown, {}) for shown in pictures[first : first + BATCH]]
+        for size, features, tensors in zip(sizes[first:], batch, tower.encode(batch), strict=False):
+            rows = features.info.row_count
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            assert shapes == {name: (rows, width) for name, width in widths.items()}, size
+            spans = front.lay_out(text, [features.info]).spans
+            assert sum(span.length for span in spans) == rows, size
+    for size, shown in zip(sizes[:ASKED_COUNT], pictures, strict=False):
+        info = preprocessor.preprocess_image(shown, {}).info
+        expected = oracle.ask(CASES[model_type], tiny(model_type), text, [shown]).prompt_ids
+        assert front.lay_out(text, [info]).token_ids == expected, size
+
+
+def random_sizes() -> list[tuple[int, int]]:
+    """Widths and heights, small ones as often as large ones, the same in every run."""
+    dice = random.Random(0)
+
+    def side() -> int:
+        return round(math.exp(dice.uniform(*map(math.log, SIDES))))
+
+    return [(side(), side()) for _ in range(SIZE_COUNT)]
