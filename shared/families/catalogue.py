@@ -81,6 +81,13 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         notes="A CLIP or SigLIP tower with a Llama, Mistral or Qwen2 language model.",
     ),
     FamilyFacts(
+        "llava_next",
+        "llava_next:LlavaNextFamily",
+        ("llava-hf/llava-v1.6-mistral-7b-hf", "royokong/e5-v"),
+        embedding_fields={"image": EmbeddingFields(("image_embeds", "image_sizes"))},
+        notes="Pictures are cut into tiles by their size.",
+    ),
+    FamilyFacts(
         "qwen2_5_vl",
         "qwen2_5_vl:Qwen25VLFamily",
         ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-72B-Instruct"),

@@ -110,3 +110,16 @@ def read_grids(name: str, tensor: RawTensor, merge_size: int) -> tuple[Grid, ...
     if (rows[:, 1:] % merge_size).any():
         raise BadEmbeddingsError(f"heights and widths in {name} are multiples of {merge_size}", param=name)
     return tuple(Grid(int(time), int(height), int(width)) for time, height, width in rows)
+
+
+def read_size(name: str, tensor: RawTensor) -> tuple[int, int]:
+    """Reads the size of one picture of the shape [2] or [1, 2]: height and width in pixels.
+
+    Raises:
+        BadEmbeddingsError: another shape, or a side below 1.
+    """
+    values = read_integers(name, tensor)
+    if values.shape not in ((2,), (1, 2)) or (values < 1).any():
+        raise BadEmbeddingsError(f"{name} is one height and one width, each at least 1", param=name)
+    height, width = map(int, values.reshape(-1))
+    return height, width

@@ -28,12 +28,18 @@ from shared.families.base import (
     Span,
     Tower,
 )
-from shared.families.clip_kernels import move_blocks
 from shared.families.config import model_config
-from shared.families.defaults import CommonFamily, InOneGo, PicturesAlone
-from shared.families.embeddings import check_fields, check_rows, read_integers
+from shared.families.defaults import CommonFamily, PicturesAlone
+from shared.families.embeddings import check_fields, check_rows, read_size
 from shared.families.image_processor import ImageProcessor
 from shared.families.mrope import check_placeholder_count
+from shared.families.tile_tower import (
+    TileTower,
+    build_tile_tower,
+    check_tile_size,
+    join_pixels,
+    rows_of_a_tile,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -41,13 +47,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shared.families.weights import Prefixes
-    from shared.kernels.library import Team
 
 ROWS = "image_embeds"
 SIZES = "image_sizes"
-
-CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
-"""Rows of a tower's output in front of its patches."""
 
 PREFIXES: Prefixes = {
     "vision_tower.": ("encoder", "tower."),
@@ -71,7 +73,7 @@ class LlavaPreprocessor(PicturesAlone):
         self._processor = ImageProcessor(checkpoint)
         self._hidden_size = int(config.get_text_config().hidden_size)
         self._row_count = row_count
-        self._check_size(checkpoint, int(config.vision_config.image_size))
+        check_tile_size(checkpoint, self._processor, int(config.vision_config.image_size))
 
     def preprocess_image(self, picture: Image.Image, settings: Mapping[str, Any]) -> Features:
         """See `Preprocessor`. There are no settings."""
@@ -87,7 +89,7 @@ class LlavaPreprocessor(PicturesAlone):
         Fields: `image_embeds` (rows, hidden); `image_sizes` [2] or [1, 2] may be there.
         """
         check_fields(fields, required=(ROWS,), optional=(SIZES,))
-        image_size = self._image_size(fields[SIZES]) if SIZES in fields else None
+        image_size = read_size(SIZES, fields[SIZES]) if SIZES in fields else None
         rows = check_rows(ROWS, fields[ROWS], self._hidden_size)
         if rows != self._row_count:
             raise BadEmbeddingsError(
@@ -95,51 +97,16 @@ class LlavaPreprocessor(PicturesAlone):
             )
         return EncodedItem(MediaInfo(row_count=rows, image_size=image_size), {MAIN_TENSOR: fields[ROWS]})
 
-    def _check_size(self, checkpoint: Checkpoint, side: int) -> None:
-        """Raises InvalidRequestError where the processor makes other sizes than the tower takes."""
-        from PIL import Image
 
-        *_, height, width = self._processor(Image.new("RGB", (side, 2 * side)))["pixel_values"].shape
-        if (height, width) != (side, side):
-            raise InvalidRequestError(
-                f"{checkpoint.folder}: the image processor makes {width} x {height} pixels,"
-                f" the tower takes {side} x {side}"
-            )
-
-    @staticmethod
-    def _image_size(tensor: RawTensor) -> tuple[int, int]:
-        values = read_integers(SIZES, tensor)
-        if values.shape not in ((2,), (1, 2)) or (values < 1).any():
-            raise BadEmbeddingsError(f"{SIZES} is one height and one width, each at least 1", param=SIZES)
-        height, width = map(int, values.reshape(-1))
-        return height, width
-
-
-class LlavaTower(InOneGo):
+class LlavaTower(TileTower):
     """Vision tower and projector with their weights; see `Tower`."""
-
-    def __init__(self, module: nn.Module, config: Any) -> None:
-        self._module: Any = module
-        layers = config.vision_feature_layer
-        self._layers = [layers] if isinstance(layers, int) else list(layers)
-        self._drops_first = config.vision_feature_select_strategy == "default"
-        self.hidden_size = int(config.get_text_config().hidden_size)
 
     def encode(self, batch: Sequence[Features]) -> list[dict[str, torch.Tensor]]:
         """See `Tower`."""
         import torch
 
-        weight = self._module.projector.linear_1.weight
-        pixels = torch.from_numpy(np.concatenate([features.arrays["pixel_values"] for features in batch]))
         with torch.inference_mode():
-            output = self._module.tower(pixels.to(weight.device, weight.dtype), output_hidden_states=True)
-            chosen = torch.cat([output.hidden_states[layer] for layer in self._layers], dim=-1)
-            rows = self._module.projector(chosen[:, 1:] if self._drops_first else chosen)
-        return [{MAIN_TENSOR: part} for part in rows]
-
-    def use_kernels(self, team: Team) -> bool:
-        """See `Tower`. The blocks alone: patches and projector are a few percent of the work."""
-        return move_blocks(self._module.tower, self._module.tower.config.hidden_act, team)
+            return [{MAIN_TENSOR: rows} for rows in self.tile_rows(join_pixels(batch))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +151,8 @@ class LlavaFamily(CommonFamily):
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
-        return LlavaPreprocessor(self._checkpoint, model_config(self._checkpoint), self._row_count())
+        config = model_config(self._checkpoint)
+        return LlavaPreprocessor(self._checkpoint, config, rows_of_a_tile(self._checkpoint, config))
 
     def tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """See `Family`."""
@@ -192,7 +160,7 @@ class LlavaFamily(CommonFamily):
 
         config = model_config(self._checkpoint)
         config.vision_config._attn_implementation = "sdpa"
-        self._row_count()  # refuses a kind of tower that is not known
+        rows_of_a_tile(self._checkpoint, config)  # refuses a kind of tower that is not known
         module = load_half(lambda: _build_tower(config), self._checkpoint, "encoder", PREFIXES, device, dtype)
         return LlavaTower(module, config)
 
@@ -207,35 +175,18 @@ class LlavaFamily(CommonFamily):
 
         config = model_config(self._checkpoint)
         return load_decoder(
-            _build_text_model, config, self._checkpoint, PREFIXES, device, dtype, attention_name, axes=1
+            build_text_model, config, self._checkpoint, PREFIXES, device, dtype, attention_name, axes=1
         )
-
-    def _row_count(self) -> int:
-        config = model_config(self._checkpoint)
-        vision = config.vision_config
-        if vision.model_type not in CLASS_TOKENS:
-            raise InvalidRequestError(
-                f"{self._checkpoint.folder} has a {vision.model_type} tower; llava is served with"
-                f" {' or '.join(sorted(CLASS_TOKENS))}"
-            )
-        patches = (vision.image_size // vision.patch_size) ** 2
-        dropped = 1 if config.vision_feature_select_strategy == "default" else 0
-        return int(patches + CLASS_TOKENS[vision.model_type] - dropped)
 
 
 def _build_tower(config: Any) -> nn.Module:
-    from torch import nn
-    from transformers import AutoModel
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-    tower = AutoModel.from_config(config.vision_config)
-    # Weights are stored without the wrapper that some versions put around the tower.
-    return nn.ModuleDict(
-        {"tower": getattr(tower, "vision_model", tower), "projector": LlavaMultiModalProjector(config)}
-    )
+    return build_tile_tower(config, LlavaMultiModalProjector(config))
 
 
-def _build_text_model(config: Any) -> nn.Module:
+def build_text_model(config: Any) -> nn.Module:
+    """The text model without weights, whichever it is."""
     from transformers import AutoModel
 
     module: nn.Module = AutoModel.from_config(config)

@@ -51,15 +51,7 @@ def build(
 
     tokenizer = build_llama_tokenizer()
     config = LlavaConfig(
-        vision_config={
-            "model_type": f"{vision}_vision_model",
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "image_size": IMAGE_SIZE,
-            "patch_size": PATCH_SIZE,
-        },
+        vision_config=vision_config(vision, IMAGE_SIZE, PATCH_SIZE),
         # A few rows of padding beyond the tokenizer, as the hub's checkpoints have.
         text_config=text_config(len(tokenizer) + 8, tokenizer, model_type=text),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
@@ -87,6 +79,19 @@ def build(
         seed=seed,
         shard_size=shard_size,
     )
+
+
+def vision_config(vision: str, image_size: int, patch_size: int) -> dict[str, Any]:
+    """Fields of a tower's configuration, "clip" or "siglip"."""
+    return {
+        "model_type": f"{vision}_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": image_size,
+        "patch_size": patch_size,
+    }
 
 
 def _strategy(vision: str) -> str:

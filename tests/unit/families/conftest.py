@@ -18,7 +18,7 @@ from tests.reference import ReferenceModel
 EVERY = all_variants()
 """Every family's kinds of checkpoints, for what must hold of all: case and options' name."""
 
-VARIANTS = ("qwen2_vl", "qwen2_5_vl", "llava", "llava_siglip_qwen2", "llava_mistral")
+VARIANTS = ("qwen2_vl", "qwen2_5_vl", "llava", "llava_siglip_qwen2", "llava_mistral", "llava_next")
 """Those of the families that are tested in detail, with transformers in this process."""
 
 Build = Callable[[str], Path]
