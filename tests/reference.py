@@ -25,7 +25,7 @@ class ReferenceModel:
         self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         settings = json.loads((folder / "preprocessor_config.json").read_text())
-        processor_class = getattr(transformers, settings["image_processor_type"] + "Pil")
+        processor_class = getattr(transformers, settings["image_processor_type"].removesuffix("Fast") + "Pil")
         self.processor: Any = processor_class.from_pretrained(folder)
         self.config: Any = self.model.config
 

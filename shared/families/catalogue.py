@@ -58,6 +58,9 @@ class FamilyFacts:
     notes: str = ""
 
 
+LEVELS = ("deepstack_0", "deepstack_1", "deepstack_2")
+"""Fields of Qwen3-VL's further rows; a checkpoint has as many as its configuration says."""
+
 CATALOGUE: tuple[FamilyFacts, ...] = (
     # One entry for each `model_type`, in the order of the alphabet.
     FamilyFacts(
@@ -100,6 +103,22 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         ("percept-tiny", "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-72B-Instruct"),
         embedding_fields={"image": EmbeddingFields(("image_embeds", "image_grid_thw"))},
         settings=("min_pixels", "max_pixels"),
+    ),
+    FamilyFacts(
+        "qwen3_vl",
+        "qwen3_vl:Qwen3VLFamily",
+        ("Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3-VL-32B-Instruct"),
+        embedding_fields={"image": EmbeddingFields(("image_embeds", "image_grid_thw"), LEVELS)},
+        settings=("min_pixels", "max_pixels"),
+        notes="Embeddings hold every level: `image_embeds` wider by as many, or one field a level.",
+    ),
+    FamilyFacts(
+        "qwen3_vl_moe",
+        "qwen3_vl_moe:Qwen3VLMoeFamily",
+        ("Qwen/Qwen3-VL-30B-A3B-Instruct", "Qwen/Qwen3-VL-235B-A22B-Instruct"),
+        embedding_fields={"image": EmbeddingFields(("image_embeds", "image_grid_thw"), LEVELS)},
+        settings=("min_pixels", "max_pixels"),
+        notes="Embeddings as those of `qwen3_vl`.",
     ),
 )
 """All families."""

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from shared.families.base import Checkpoint, KvLayout
-from shared.families.weights import Prefixes, load_half
+from shared.families.weights import Fit, Prefixes, load_half
 
 
 class DecoderModule(nn.Module):
@@ -103,6 +103,8 @@ def load_decoder(
     dtype: torch.dtype,
     attention_name: str,
     axes: int,
+    make: Callable[[nn.Module, Any, int], Decoder] = Decoder,
+    fits: Mapping[str, Fit] = MappingProxyType({}),
 ) -> Decoder:
     """Loads the LLM half of a checkpoint.
 
@@ -113,6 +115,8 @@ def load_decoder(
             "model." or are "lm_head.weight".
         attention_name: a function registered with transformers.
         axes: 3 with M-RoPE, else 1.
+        make: makes the decoder from its module, its text configuration and `axes`.
+        fits: see `load_half`.
 
     Raises:
         InvalidRequestError: weights that do not fit.
@@ -125,5 +129,5 @@ def load_decoder(
         size, vocabulary = text_config.hidden_size, text_config.vocab_size
         return DecoderModule(build(text_config), size, vocabulary, bool(config.tie_word_embeddings))
 
-    module = load_half(build_half, checkpoint, "language", prefixes, device, dtype)
-    return Decoder(module, text_config, axes)
+    module = load_half(build_half, checkpoint, "language", prefixes, device, dtype, fits)
+    return make(module, text_config, axes)

@@ -67,6 +67,20 @@ def check_rows(name: str, tensor: RawTensor, hidden_size: int) -> int:
     return rows
 
 
+def split_columns(tensor: RawTensor, width: int) -> list[RawTensor]:
+    """Cuts (rows, n x width) into n tensors (rows, width)."""
+    rows, columns = tensor.shape
+    element = len(tensor.data) // (rows * columns) if rows else 0
+    data = np.frombuffer(tensor.data, np.uint8).reshape(rows, columns * element)
+    edges = range(0, columns, width)
+    return [
+        RawTensor(
+            tensor.data_type, (rows, width), data[:, first * element : (first + width) * element].tobytes()
+        )
+        for first in edges
+    ]
+
+
 def fits_float16(tensor: RawTensor) -> bool:
     """Says whether all values stay finite in every type that a model may be served in.
 

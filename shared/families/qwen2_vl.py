@@ -230,7 +230,7 @@ class Qwen2VLFamily(CommonFamily):
             lambda: self._build_tower(config), self._checkpoint, "encoder", PREFIXES, device, dtype
         )
         prepare_tower(module, config, device, dtype)
-        return Qwen2VLTower(module, self.hidden_size(), self._merge_size())
+        return self._make_tower(module)
 
     def prompt_layout(self) -> PromptLayout:
         """See `Family`."""
@@ -253,6 +253,9 @@ class Qwen2VLFamily(CommonFamily):
 
     def _merge_size(self) -> int:
         return int(self._checkpoint.config.get("vision_config", {}).get("spatial_merge_size", 2))
+
+    def _make_tower(self, module: nn.Module) -> Tower:
+        return Qwen2VLTower(module, self.hidden_size(), self._merge_size())
 
     def _build_tower(self, config: Any) -> nn.Module:
         from transformers.models.qwen2_vl import modeling_qwen2_vl

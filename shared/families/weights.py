@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -25,6 +26,9 @@ Prefixes = Mapping[str, tuple[Half, str]]
 """Beginning of a tensor's name in the file: the half that it belongs to, and what
 replaces the beginning. The longest that fits counts."""
 
+Fit = Callable[[torch.Tensor, torch.Size], torch.Tensor]
+"""Brings a tensor that a checkpoint may hold in another layout to the shape that the module wants."""
+
 _COMPUTED = (".rotary_emb.inv_freq", ".rotary_pos_emb.inv_freq", ".position_ids")
 """Ends of names that old checkpoints hold and that models compute by themselves."""
 
@@ -38,6 +42,7 @@ def load_half(
     prefixes: Prefixes,
     device: torch.device,
     dtype: torch.dtype,
+    fits: Mapping[str, Fit] = MappingProxyType({}),
 ) -> nn.Module:
     """Builds a module and fills it with its half of a checkpoint.
 
@@ -50,6 +55,7 @@ def load_half(
         prefixes: where each tensor of the checkpoint belongs.
         device: where the parameters go.
         dtype: their element type. Computed buffers keep theirs.
+        fits: by the ending of a tensor's name, how to bring it to its shape.
 
     Raises:
         InvalidRequestError: a tensor is missing, unknown or of a wrong shape.
@@ -60,7 +66,7 @@ def load_half(
     found = _names_of(half, tensor_files(checkpoint), prefixes)
     tied = _tied_output(checkpoint, module, found)
     _check_names(half, checkpoint, missing=set(wanted) - set(found) - tied, unknown=set(found) - set(wanted))
-    values = dict(_read(found, wanted, device, dtype))
+    values = dict(_read(found, wanted, device, dtype, fits))
     module.load_state_dict(values, strict=False, assign=True)
     if tied:
         module.lm_head.weight = module.model.embed_tokens.weight  # type: ignore[union-attr]
@@ -126,6 +132,7 @@ def _read(
     wanted: Mapping[str, torch.Tensor],
     device: torch.device,
     dtype: torch.dtype,
+    fits: Mapping[str, Fit],
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields the module's tensors, file by file, each read once."""
     for file in sorted({file for _, file in found.values()}):
@@ -133,6 +140,9 @@ def _read(
             for name, (stored_name, stored_in) in found.items():
                 if stored_in == file:
                     value = tensors.get_tensor(stored_name)
+                    for ending, fit in fits.items():
+                        if name.endswith(ending):
+                            value = fit(value, wanted[name].shape)
                     _check_shape(stored_name, value, wanted[name])
                     # A copy: a view into the mapped file would keep the file's pages.
                     yield name, value.to(device=device, dtype=dtype, copy=True)

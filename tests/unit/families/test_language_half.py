@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from shared.families.base import Family, LanguageModel
+from shared.families.base import MAIN_TENSOR, Family, LanguageModel
 from tests.reference import ReferenceModel
 from tests.unit.families.conftest import VARIANTS
 
@@ -43,14 +43,18 @@ def attention_name() -> Iterator[str]:
 
 
 def run(
-    model: LanguageModel, token_ids: list[int], positions: Any, rows: dict[int, torch.Tensor]
+    model: LanguageModel, token_ids: list[int], positions: Any, rows: dict[int, dict[str, torch.Tensor]]
 ) -> torch.Tensor:
-    """Runs a whole prompt; `rows` are embeddings by first position."""
+    """Runs a whole prompt; `rows` are an item's tensors by first position."""
     embeds = model.embed(torch.tensor(token_ids)).clone()
-    for start, part in rows.items():
-        embeds[start : start + len(part)] = part
+    extras = {name: torch.zeros(len(token_ids), width) for name, width in model.extra_widths.items()}
+    for start, parts in rows.items():
+        for name, part in parts.items():
+            target = embeds if name == MAIN_TENSOR else extras[name]
+            target[start : start + len(part)] = part
     calls: list[int] = []
-    hidden = model.forward(embeds, torch.from_numpy(positions), calls=calls)
+    more = {"extras": extras} if rows and extras else {}
+    hidden = model.forward(embeds, torch.from_numpy(positions), calls=calls, **more)
     assert calls == list(range(model.kv_layout.layer_count))
     return model.logits(hidden)
 
@@ -81,7 +85,7 @@ def test_logits_equal_transformers(
     prompt = layout.expand(token_ids, [item.info for item in features])
     assert prompt.token_ids == inputs["input_ids"][0].tolist()
     encoded = parts.tower(CPU, torch.float32).encode(features) if features else []
-    rows = {span.start: encoded[span.item]["embeds"] for span in prompt.spans}
+    rows = {span.start: encoded[span.item] for span in prompt.spans}
     model = parts.language_model(CPU, torch.float32, attention_name)
     logits = run(model, prompt.token_ids, prompt.positions, rows)
 

@@ -1,0 +1,203 @@
+"""Qwen3-VL: as Qwen2-VL, with rows of inner tower layers beside an item's own, and times in videos.
+
+Knows what differs from Qwen2-VL. Does not know how a decoder takes the further
+rows (`deepstack.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shared.errors import BadEmbeddingsError
+from shared.families.base import (
+    MAIN_TENSOR,
+    Checkpoint,
+    EncodedItem,
+    Features,
+    LanguageModel,
+    Modality,
+    Preprocessor,
+    RawTensor,
+    Tower,
+)
+from shared.families.config import model_config
+from shared.families.embeddings import check_fields, check_rows, split_columns
+from shared.families.mrope import AXES
+from shared.families.qwen2_vl import GRID, PREFIXES, ROWS, Qwen2VLFamily, Qwen2VLPreprocessor, Qwen2VLTower
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from shared.families.weights import Fit
+    from shared.kernels.blocks import BlockWeights
+    from shared.kernels.library import Team
+
+logger = logging.getLogger(__name__)
+
+
+def level_names(count: int) -> tuple[str, ...]:
+    """Names of the tensors beside `MAIN_TENSOR`: deepstack_0 is added behind the decoder's first layer."""
+    return tuple(f"deepstack_{level}" for level in range(count))
+
+
+class Qwen3VLPreprocessor(Qwen2VLPreprocessor):
+    """As Qwen2-VL's, for precomputed embeddings of several levels; see `Preprocessor`."""
+
+    def __init__(self, checkpoint: Checkpoint, config: Any) -> None:
+        super().__init__(checkpoint, config)
+        self._levels = level_names(len(config.vision_config.deepstack_visual_indexes))
+
+    def accept_embeddings(self, modality: Modality, fields: Mapping[str, RawTensor]) -> EncodedItem:
+        """See `Preprocessor`.
+
+        Fields: as Qwen2-VL's, with the levels either behind the rows' own columns,
+        (rows, hidden x (1 + levels)), or as deepstack_0, deepstack_1 and so on, each (rows, hidden).
+        """
+        check_fields(fields, required=(ROWS, GRID), optional=self._levels)
+        rows = fields[ROWS]
+        wide = self._hidden_size * (1 + len(self._levels))
+        if self._levels and len(rows.shape) == 2 and rows.shape[1] == wide:
+            given = [name for name in self._levels if name in fields]
+            if given:
+                raise BadEmbeddingsError(
+                    f"{ROWS} holds all levels, and {given[0]} is there too", param=given[0]
+                )
+            parts = split_columns(rows, self._hidden_size)
+            fields = dict(fields) | dict(zip((ROWS, *self._levels), parts, strict=True))
+        plain = {name: tensor for name, tensor in fields.items() if name not in self._levels}
+        item = super().accept_embeddings(modality, plain)
+        tensors = {MAIN_TENSOR: item.tensors[MAIN_TENSOR]}
+        return EncodedItem(item.info, tensors | self._read_levels(fields, item.info.row_count))
+
+    def _read_levels(self, fields: Mapping[str, RawTensor], row_count: int) -> dict[str, RawTensor]:
+        for name in self._levels:
+            if name not in fields:
+                every = self._hidden_size * (1 + len(self._levels))
+                raise BadEmbeddingsError(
+                    f"the field {name} is missing; {ROWS} may also be {every} wide and hold all levels",
+                    param=name,
+                )
+            found = check_rows(name, fields[name], self._hidden_size)
+            if found != row_count:
+                raise BadEmbeddingsError(f"{name} has {found} rows; {ROWS} has {row_count}", param=name)
+        return {name: fields[name] for name in self._levels}
+
+
+class Qwen3VLTower(Qwen2VLTower):
+    """The vision tower with its weights; see `Tower`."""
+
+    def encode(self, batch: Sequence[Features]) -> list[dict[str, torch.Tensor]]:
+        """See `Tower`. One tensor a level beside the rows."""
+        import torch
+
+        weight = next(self._module.parameters())
+        pixels = torch.from_numpy(np.concatenate([features.arrays["pixel_values"] for features in batch]))
+        grids = torch.from_numpy(np.concatenate([features.arrays[GRID] for features in batch]))
+        with torch.inference_mode():
+            output = self._module(pixels.to(weight.device, weight.dtype), grid_thw=grids.to(weight.device))
+        levels = [output.pooler_output, *output.deepstack_features]
+        names = (MAIN_TENSOR, *level_names(len(output.deepstack_features)))
+        counts = [features.info.row_count for features in batch]
+        parts = zip(*(torch.split(level, counts) for level in levels), strict=True)
+        return [dict(zip(names, item, strict=True)) for item in parts]
+
+    def use_kernels(self, team: Team) -> bool:
+        """See `Tower`."""
+        from shared.kernels.blocks import (
+            KernelBlock,
+            Workspace,
+            obstacle,
+            replace_linear_layers,
+            replace_patches,
+        )
+
+        module = self._module
+        mergers = [module.merger, *module.deepstack_merger_list]
+        reason = obstacle([module.patch_embed, *module.blocks, *mergers], module.config.hidden_act)
+        if reason is not None:
+            logger.info("torch computes this tower: %s", reason)
+            return False
+        workspace = Workspace(team, next(module.parameters()).dtype)
+        module.patch_embed = replace_patches(module.patch_embed.proj, team)
+        for merger in mergers:
+            replace_linear_layers(merger, team)
+        for block in module.blocks:
+            block.forward = KernelBlock(_block_weights(block, team), workspace).run_segments
+        return True
+
+
+def _block_weights(block: Any, team: Team) -> BlockWeights:
+    """Packs a block."""
+    from shared.kernels.blocks import ACTIVATIONS, BlockWeights, Linear, Norm
+    from shared.kernels.program import Heads
+
+    attention, feed = block.attn, block.mlp
+    head_count = int(attention.num_heads)
+    return BlockWeights(
+        attention_norm=Norm.of(block.norm1),
+        states=Linear.of(team, attention.qkv),
+        output=Linear.of(team, attention.proj),
+        feed_norm=Norm.of(block.norm2),
+        widen=Linear.of(team, feed.linear_fc1),
+        narrow=Linear.of(team, feed.linear_fc2),
+        activation=ACTIVATIONS[attention.config.hidden_act],
+        heads=Heads(head_count, head_count, attention.head_dim),
+    )
+
+
+class Qwen3VLFamily(Qwen2VLFamily):
+    """Factory of the parts of one Qwen3-VL checkpoint; see `Family`."""
+
+    model_type = "qwen3_vl"
+
+    def preprocessor(self) -> Preprocessor:
+        """See `Family`."""
+        return Qwen3VLPreprocessor(self._checkpoint, model_config(self._checkpoint))
+
+    def extra_widths(self) -> Mapping[str, int]:
+        """See `Family`. One a level."""
+        levels = len(model_config(self._checkpoint).vision_config.deepstack_visual_indexes)
+        return dict.fromkeys(level_names(levels), self.hidden_size())
+
+    def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
+        """See `Family`."""
+        from shared.families.decoder import load_decoder
+        from shared.families.deepstack import DeepstackDecoder
+
+        widths = self.extra_widths()
+        return load_decoder(
+            self._build_text_model,
+            model_config(self._checkpoint),
+            self._checkpoint,
+            PREFIXES,
+            device,
+            dtype,
+            attention_name,
+            AXES,
+            make=lambda module, text, axes: DeepstackDecoder(module, text, axes, widths),
+            fits=self._fits(),
+        )
+
+    def _fits(self) -> Mapping[str, Fit]:
+        """Tensors of the language model that checkpoints hold in several layouts."""
+        return {}
+
+    def _make_tower(self, module: nn.Module) -> Tower:
+        return Qwen3VLTower(module, self.hidden_size(), self._merge_size())
+
+    def _build_tower(self, config: Any) -> nn.Module:
+        from transformers.models.qwen3_vl import modeling_qwen3_vl
+
+        module: nn.Module = modeling_qwen3_vl.Qwen3VLVisionModel(config)
+        return module
+
+    def _build_text_model(self, config: Any) -> nn.Module:
+        from transformers.models.qwen3_vl import modeling_qwen3_vl
+
+        module: nn.Module = modeling_qwen3_vl.Qwen3VLTextModel(config)
+        return module
