@@ -71,4 +71,4 @@ def processor_files() -> dict[str, dict[str, Any]]:
     }
 
 
-CASE = FamilyCase("qwen3_vl", build, encoder_names=("model.visual.",), embedding_fields=("image_grid_thw",))
+CASE = FamilyCase("qwen3_vl", build, encoder_names=("model.visual.",))
