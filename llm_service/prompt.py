@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from llm_service.bounded_encoding import encode_bounded
@@ -125,7 +125,9 @@ class PromptBuilder:
         short = request.ByteSize() <= _SHORT_BYTES
         prompt = tokenize() if short else await self.in_thread(tokenize)
         check_length(len(prompt.token_ids), max_model_len)
-        self._check_tokens(prompt.token_ids, items)
+        if request.WhichOneof("prompt") != "conversation":
+            prompt = replace(prompt, items=self._in_order(prompt.token_ids, items))
+        self._check_tokens(prompt.token_ids, prompt.items)
         return prompt
 
     async def tokenize(self, request: pb.TokenizeRequest, max_model_len: int) -> tuple[list[int], list[str]]:
@@ -272,6 +274,17 @@ class PromptBuilder:
                     param=f"token_ids[{index}]",
                 )
         return list(ids)
+
+    def _in_order(self, token_ids: Sequence[int], items: Sequence[Item]) -> tuple[Item, ...]:
+        """The items in the order of their placeholders, where callers could only order each modality's.
+
+        Where placeholders and items differ in number, as they were.
+        """
+        found = [self._modality_of_id[token_id] for token_id in token_ids if token_id in self._modality_of_id]
+        if sorted(found) != sorted(item.modality for item in items):
+            return tuple(items)
+        queues = {modality: iter([item for item in items if item.modality == modality]) for modality in found}
+        return tuple(next(queues[modality]) for modality in found)
 
     def _check_tokens(self, token_ids: Sequence[int], items: Sequence[Item]) -> None:
         """Checks that the placeholders are those of the items, one each, in order."""

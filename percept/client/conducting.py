@@ -145,6 +145,8 @@ class _Attempt:
                 try:
                     async for frame in call:
                         await self._receive(frame, group)
+                        if not self._unfinished:
+                            break  # The answer is whole; the status would add nothing.
                 finally:
                     call.cancel()
         except PerceptError as error:

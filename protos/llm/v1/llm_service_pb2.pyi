@@ -63,7 +63,7 @@ class GenerateRequest(_message.Message):
     """The caller's name for this request, for logs. At most 128 characters."""
     text: _builtins.str
     """Text in the model's own format, its placeholders included, one for each
-    item of `media` in order.
+    item of `media`.
     """
     top_logprobs: _builtins.int
     """Set: each delta carries log probabilities, with this many alternatives for
@@ -75,11 +75,13 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
-        """Token ids, one placeholder id for each item of `media` in order."""
+        """Token ids, one placeholder id for each item of `media`."""
 
     @_builtins.property
     def media(self) -> _containers.RepeatedCompositeFieldContainer[_media_pb2.MediaItem]:
-        """The items that the prompt refers to, in order of appearance."""
+        """The items that the prompt refers to, in order of appearance. For `text` and
+        `token_ids` it is enough that the items of each modality are.
+        """
 
     @_builtins.property
     def sampling(self) -> Global___SamplingParameters:

@@ -364,3 +364,26 @@ async def test_tokenize_leaves_placeholders_unexpanded() -> None:
     request = pb.TokenizeRequest(conversation=pb.Conversation(messages=[message("user", 0, "Hi")]))
     token_ids, _ = await builder.tokenize(request, 4096)
     assert token_ids.count(builder.tokenizer.backend.token_to_id("<|image_pad|>")) == 1
+
+
+async def test_media_of_a_written_prompt_need_only_the_order_of_their_modality() -> None:
+    tokenizer = TextTokenizer(build_qwen_tokenizer())
+    ids = {"image": tokenizer.backend.token_to_id("<|image_pad|>")}
+    ids["video"] = tokenizer.backend.token_to_id("<|video_pad|>")
+
+    class TwoPlaceholders(OnePlaceholder):
+        def placeholder_ids(self) -> dict[Modality, int]:
+            return dict(ids)  # type: ignore[arg-type]
+
+    builder = PromptBuilder(tokenizer, TwoPlaceholders("", 0), None, {"image": 2, "video": 2}, len(tokenizer))
+    media = images(3)
+    media[2].modality = media_pb2.MODALITY_VIDEO
+    text = "<|image_pad|>a<|video_pad|>b<|image_pad|>"
+    by_text = await builder.build(pb.GenerateRequest(text=text, media=media), 4096)
+    assert [item.key[-1] for item in by_text.items] == ["0", "2", "1"]
+    token_ids = pb.TokenIds(ids=by_text.token_ids)
+    by_ids = await builder.build(pb.GenerateRequest(token_ids=token_ids, media=media), 4096)
+    assert by_ids.items == by_text.items
+    with pytest.raises(InvalidRequestError) as caught:
+        await builder.build(pb.GenerateRequest(text="<|image_pad|>" * 3, media=media), 4096)
+    assert caught.value.param == "media"
