@@ -24,6 +24,7 @@ from encoder_service.encoding import Encodings
 from encoder_service.media.messages import Job
 from encoder_service.media.pool import WorkerPool
 from encoder_service.media.preprocessing import make_preprocessor
+from encoder_service.media.video_limits import VideoLimits
 from encoder_service.media.worker import WorkerLimits
 from encoder_service.priority import yield_to_others
 from encoder_service.servicer import EncoderServicer, Parts, ServedModel
@@ -47,6 +48,9 @@ _GIB = 1024**3
 _WORKER_BASE_BYTE_COUNT = _GIB
 _WORKER_PIXEL_BYTE_COUNT = 24
 """Bytes per pixel that a worker may use. Measured at most 17, for WebP of 64 million pixels."""
+
+_WORKER_VIDEO_PIXEL_BYTE_COUNT = 12
+"""Bytes per pixel of the frames taken: 3 for the frames, the rest for what a family makes of them."""
 
 _BATCH_TOKEN_COUNTS = {"cpu": 256, "cuda": 16_384}
 """Patches of one run of the tower where no setting says. Cores gain nothing by batches of more (measured:
@@ -110,8 +114,20 @@ async def _started_parts(
     """Starts the workers and the tower side by side, and what stands on them."""
     limits = WorkerLimits(
         time_limit_s=settings.decode_timeout_s,
-        memory_byte_count=_WORKER_BASE_BYTE_COUNT + _WORKER_PIXEL_BYTE_COUNT * settings.max_image_pixels,
+        memory_byte_count=_WORKER_BASE_BYTE_COUNT
+        + max(
+            _WORKER_PIXEL_BYTE_COUNT * settings.max_image_pixels,
+            _WORKER_VIDEO_PIXEL_BYTE_COUNT * settings.max_video_pixels if "video" in family.modalities else 0,
+        ),
         max_pixel_count=settings.max_image_pixels,
+        video=VideoLimits(
+            time_limit_s=settings.video_decode_timeout_s,
+            max_duration_s=settings.max_video_seconds,
+            max_frame_count=settings.max_video_frames,
+            max_frame_pixel_count=settings.max_video_frame_pixels,
+            max_pixel_count=settings.max_video_pixels,
+            max_decoded_pixel_count=settings.max_video_decoded_pixels,
+        ),
     )
     factory = partial(make_preprocessor, str(checkpoint.folder))
     pool = WorkerPool(factory, settings.workers, limits)

@@ -67,7 +67,32 @@ class EncoderSettings(ServiceSettings):
         "While a worker has it, it may use 24 bytes for each of these pixels and 1 GiB more.",
     )
     decode_timeout_s: float = Field(
-        30.0, gt=0, description="Seconds that decoding one item may take before its worker is killed."
+        30.0,
+        gt=0,
+        description="Seconds that decoding one item may take before its worker is killed; videos have "
+        "--video-decode-timeout-s.",
+    )
+    video_decode_timeout_s: float = Field(
+        60.0, gt=0, description="Seconds that decoding one video may take before its worker is killed."
+    )
+    max_video_seconds: float = Field(3600.0, gt=0, le=65536, description="Longest video, in seconds.")
+    max_video_frames: int = Field(
+        768, ge=1, description="Most frames that are taken of one video; longer lists of frames are refused."
+    )
+    max_video_frame_pixels: int = Field(
+        9_000_000, ge=1, description="Largest frame of a video, width x height, checked before it is decoded."
+    )
+    max_video_pixels: int = Field(
+        270_000_000,
+        ge=1,
+        description="Most pixels of all frames together that are taken of one video: 32 frames in 4K. "
+        "While a worker has it, it may use 12 bytes for each of these pixels and 1 GiB more.",
+    )
+    max_video_decoded_pixels: int = Field(
+        40_000_000_000,
+        ge=1,
+        description="Most pixels of all frames together that have to be decoded of one video: of those "
+        "that are taken and of those that they build on.",
     )
     max_batch_tokens: int | None = Field(
         None,

@@ -229,5 +229,5 @@ def decoded_settings(text: str) -> Mapping[str, object]:
     try:
         settings = msgspec.json.decode(text, type=dict[str, object])
     except (msgspec.MsgspecError, RecursionError):
-        raise errors.InvalidRequestError("settings must be a JSON object", param="settings") from None
+        raise errors.InvalidRequestError("settings must be a JSON object", param="item.settings") from None
     return settings

@@ -140,14 +140,14 @@ def _upright(picture: Image.Image) -> Image.Image:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     picture = to_eight_bits(picture)
     if picture.has_transparency_data:
-        return _on_white(picture)
+        return on_white(picture)
     try:
         return picture if picture.mode == "RGB" else picture.convert("RGB")
     except ValueError:
         raise UnsupportedMediaError(f"pictures of mode {picture.mode} are not accepted") from None
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
+def on_white(picture: Image.Image) -> Image.Image:
     """Lays a transparent picture on white, by strips: the steps between take memory."""
     width, height = picture.size
     result = Image.new("RGB", picture.size)

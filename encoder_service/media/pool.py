@@ -96,7 +96,8 @@ class WorkerPool:
             except TimeoutError:
                 self.lost_worker_count += 1
                 logger.warning("a worker was killed at its time limit")
-                raise BadMediaError(f"decoding took longer than {self._limits.time_limit_s:g} s") from None
+                seconds = self._limits.seconds_for(job.modality)
+                raise BadMediaError(f"decoding took longer than {seconds:g} s") from None
         raise BadMediaError("the decoder crashed on this item")
 
     async def _run_once(self, job: messages.Job, payload: bytes) -> Features | EncodedItem:

@@ -20,7 +20,9 @@ def _import_all() -> None:
     import transformers.image_processing_utils  # noqa: F401
 
     import encoder_service.media.embedding_files.fields
+    import encoder_service.media.frame_list
     import encoder_service.media.preprocessing
+    import encoder_service.media.video
     import encoder_service.media.worker  # noqa: F401
 
     PIL.Image.init()

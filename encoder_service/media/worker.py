@@ -12,16 +12,31 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from encoder_service.media import messages
 from encoder_service.media.picture import decode_picture
-from shared.errors import BadMediaError, MediaTooLargeError, PerceptError, UnsupportedMediaError
-from shared.families.base import EncodedItem, Features, Preprocessor
+from encoder_service.media.video_limits import VideoLimits
+from shared.errors import (
+    BadMediaError,
+    InvalidRequestError,
+    MediaTooLargeError,
+    PerceptError,
+    UnsupportedMediaError,
+)
+from shared.families.base import EncodedItem, Features, Modality, Preprocessor, VideoClip
 
 logger = logging.getLogger(__name__)
+
+MEDIA_IO = "media_io"
+"""The key of a video's settings that says which frames are taken; the others are the family's."""
+
+SETTINGS_PARAM = "item.settings"
+
+_Media = TypeVar("_Media")
 
 _EXTRA_TIME_S = 5
 """A worker kills itself this long after its parent should have."""
@@ -32,14 +47,20 @@ class WorkerLimits:
     """What one item may use.
 
     Attributes:
-        time_limit_s: seconds until the worker is killed.
+        time_limit_s: seconds until the worker is killed; a video has its own.
         memory_byte_count: address space above what the worker needs when idle.
         max_pixel_count: largest picture, width x height.
+        video: of a video.
     """
 
     time_limit_s: float
     memory_byte_count: int
     max_pixel_count: int
+    video: VideoLimits = field(default_factory=VideoLimits)
+
+    def seconds_for(self, modality: Modality) -> float:
+        """Seconds that an item of this modality may take."""
+        return self.video.time_limit_s if modality == "video" else self.time_limit_s
 
 
 def work(channel: socket.socket, factory: Callable[[], Preprocessor], limits: WorkerLimits) -> None:
@@ -64,7 +85,7 @@ def _serve(channel: socket.socket, preprocessor: Preprocessor, limits: WorkerLim
         job, file = received
         # The default action of the alarm ends the process even inside a decoder
         # that never returns to Python, should the parent be gone.
-        signal.alarm(int(limits.time_limit_s) + _EXTRA_TIME_S)
+        signal.alarm(int(limits.seconds_for(job.modality)) + _EXTRA_TIME_S)
         _answer(channel, preprocessor, job, file, limits)
         signal.alarm(0)
 
@@ -101,7 +122,7 @@ def _packed_result(
     preprocessor: Preprocessor, job: messages.Job, file: int, limits: WorkerLimits
 ) -> tuple[messages.Done, int]:
     payload = _payload(file)
-    return messages.pack(_process(preprocessor, job, payload, limits.max_pixel_count))
+    return messages.pack(_process(preprocessor, job, payload, limits))
 
 
 def _payload(file: int) -> bytes:
@@ -113,16 +134,45 @@ def _payload(file: int) -> bytes:
 
 
 def _process(
-    preprocessor: Preprocessor, job: messages.Job, payload: bytes, max_pixel_count: int
+    preprocessor: Preprocessor, job: messages.Job, payload: bytes, limits: WorkerLimits
 ) -> Features | EncodedItem:
     if job.form == "embeddings":
         from encoder_service.media.embedding_files.fields import read_fields
 
         return preprocessor.accept_embeddings(job.modality, read_fields(payload))
-    settings = messages.decoded_settings(job.settings)
+    settings = dict(messages.decoded_settings(job.settings))
+    if job.modality == "video":
+        clip = _clip(job, payload, settings.pop(MEDIA_IO, {}), limits.video)
+        return _with_settings(preprocessor.preprocess_video, clip, settings)
     if job.form != "file" or job.modality != "image":
         raise UnsupportedMediaError(f"no {job.modality} can be decoded")
-    return preprocessor.preprocess_image(decode_picture(payload, max_pixel_count), settings)
+    picture = decode_picture(payload, limits.max_pixel_count)
+    return _with_settings(preprocessor.preprocess_image, picture, settings)
+
+
+def _clip(job: messages.Job, payload: bytes, settings: object, limits: VideoLimits) -> VideoClip:
+    from encoder_service.media.video_sampling import Sampling
+
+    sampling = Sampling.of(settings, limits.max_frame_count)
+    if job.form == "frames":
+        from encoder_service.media.frame_list import decode_frame_list
+
+        return decode_frame_list(payload, sampling, limits)
+    from encoder_service.media.video import decode_video
+
+    return decode_video(payload, sampling, limits)
+
+
+def _with_settings(
+    preprocess: Callable[[_Media, Mapping[str, Any]], Features], media: _Media, settings: Mapping[str, Any]
+) -> Features:
+    """Names the settings where a family refuses them."""
+    try:
+        return preprocess(media, settings)
+    except InvalidRequestError as error:
+        if type(error) is InvalidRequestError:
+            error.param = ".".join(filter(None, (SETTINGS_PARAM, error.param)))
+        raise
 
 
 def _limit_memory(byte_count: int) -> None:

@@ -56,7 +56,7 @@ class WorkerProcess:
         """
         channel = self.ensure_alive()
         try:
-            channel.settimeout(self._limits.time_limit_s)
+            channel.settimeout(self._limits.seconds_for(job.modality))
             file = messages.payload_file(payload)
             try:
                 messages.send(channel, job, file)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from shared.errors import BadMediaError, InvalidRequestError
-from shared.families.base import EncodedItem, Features, MediaInfo, Modality, RawTensor
+from shared.families.base import EncodedItem, Features, MediaInfo, Modality, RawTensor, VideoClip
 
 
 class ObedientPreprocessor:
@@ -26,6 +26,19 @@ class ObedientPreprocessor:
         return Features(
             MediaInfo(row_count=1, image_size=(picture.height, picture.width)),
             {"mean": mean, "pixels": np.asarray(picture)},
+            token_cost=4,
+        )
+
+    def preprocess_video(self, clip: VideoClip, settings: Mapping[str, Any]) -> Features:
+        """Gives the frames as they came, and what is known of them; the settings as above."""
+        obey(settings)
+        return Features(
+            MediaInfo(row_count=len(clip.indices), image_size=clip.frames.shape[1:3], timestamps=clip.times),
+            {
+                "frames": clip.frames,
+                "indices": np.array(clip.indices),
+                "whole": np.array([clip.frame_count, clip.frames_per_second]),
+            },
             token_cost=4,
         )
 
@@ -46,6 +59,8 @@ def obey(settings: Mapping[str, Any]) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
     if settings.get("fail"):
         raise RuntimeError(f"object at {id(settings):#x} in {__file__}")
+    if "unheard_of" in settings:
+        raise InvalidRequestError("unknown setting", param="unheard_of")
     if settings.get("refuse"):
         raise BadMediaError("too narrow", param="image")
     if "allocate" in settings:
