@@ -81,8 +81,15 @@ def build_qwen_tokenizer(vocabulary_size: int = 560) -> Any:
     )
 
 
-def build_llama_tokenizer(vocabulary_size: int = 300) -> Any:
-    """Returns a fast tokenizer in Llama's style, about 550 tokens with its 256 byte tokens."""
+def build_llama_tokenizer(
+    vocabulary_size: int = 300, image_token: str = "<image>", more: Sequence[str] = ()
+) -> Any:
+    """Returns a fast tokenizer in Llama's style, about 550 tokens with its 256 byte tokens.
+
+    Args:
+        image_token: the placeholder of a picture.
+        more: further special tokens.
+    """
     from tokenizers import Tokenizer, decoders, normalizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -91,7 +98,7 @@ def build_llama_tokenizer(vocabulary_size: int = 300) -> Any:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>", *more])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )
@@ -101,7 +108,7 @@ def build_llama_tokenizer(vocabulary_size: int = 300) -> Any:
         eos_token="</s>",
         unk_token="<unk>",
         pad_token="<pad>",
-        additional_special_tokens=["<image>"],
+        extra_special_tokens={"image_token": image_token},
         clean_up_tokenization_spaces=False,
         model_max_length=2048,
     )

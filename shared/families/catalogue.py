@@ -64,6 +64,14 @@ LEVELS = ("deepstack_0", "deepstack_1", "deepstack_2")
 CATALOGUE: tuple[FamilyFacts, ...] = (
     # One entry for each `model_type`, in the order of the alphabet.
     FamilyFacts(
+        "aria",
+        "aria:AriaFamily",
+        ("rhymes-ai/Aria",),
+        embedding_fields={"image": EmbeddingFields(("image_embeds",))},
+        settings=("max_image_size", "split_image"),
+        notes="A mixture of experts.",
+    ),
+    FamilyFacts(
         "gemma3",
         "gemma3:Gemma3Family",
         ("google/gemma-3-4b-it", "google/gemma-3-27b-it"),

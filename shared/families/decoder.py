@@ -105,6 +105,7 @@ def load_decoder(
     axes: int,
     make: Callable[[nn.Module, Any, int], Decoder] = Decoder,
     fits: Mapping[str, Fit] = MappingProxyType({}),
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Decoder:
     """Loads the LLM half of a checkpoint.
 
@@ -117,6 +118,7 @@ def load_decoder(
         axes: 3 with M-RoPE, else 1.
         make: makes the decoder from its module, its text configuration and `axes`.
         fits: see `load_half`.
+        renamed: see `load_half`.
 
     Raises:
         InvalidRequestError: weights that do not fit.
@@ -129,5 +131,5 @@ def load_decoder(
         size, vocabulary = text_config.hidden_size, text_config.vocab_size
         return DecoderModule(build(text_config), size, vocabulary, bool(config.tie_word_embeddings))
 
-    module = load_half(build_half, checkpoint, "language", prefixes, device, dtype, fits)
+    module = load_half(build_half, checkpoint, "language", prefixes, device, dtype, fits, renamed)
     return make(module, text_config, axes)

@@ -43,6 +43,7 @@ def load_half(
     device: torch.device,
     dtype: torch.dtype,
     fits: Mapping[str, Fit] = MappingProxyType({}),
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> nn.Module:
     """Builds a module and fills it with its half of a checkpoint.
 
@@ -56,6 +57,7 @@ def load_half(
         device: where the parameters go.
         dtype: their element type. Computed buffers keep theirs.
         fits: by the ending of a tensor's name, how to bring it to its shape.
+        renamed: ends of names in older files, and the module's own ends.
 
     Raises:
         InvalidRequestError: a tensor is missing, unknown or of a wrong shape.
@@ -63,7 +65,7 @@ def load_half(
     with _parameters_without_memory():
         module = build()
     wanted = module.state_dict()
-    found = _names_of(half, tensor_files(checkpoint), prefixes)
+    found = _names_of(half, tensor_files(checkpoint), prefixes, renamed)
     tied = _tied_output(checkpoint, module, found)
     _check_names(half, checkpoint, missing=set(wanted) - set(found) - tied, unknown=set(found) - set(wanted))
     values = dict(_read(found, wanted, device, dtype, fits))
@@ -92,7 +94,9 @@ def _parameters_without_memory() -> Iterator[None]:
         hook.remove()
 
 
-def _names_of(half: Half, files: Mapping[str, Path], prefixes: Prefixes) -> dict[str, tuple[str, Path]]:
+def _names_of(
+    half: Half, files: Mapping[str, Path], prefixes: Prefixes, renamed: Mapping[str, str]
+) -> dict[str, tuple[str, Path]]:
     """Maps the module's names of a half's tensors to the file's names and files."""
     found = {}
     for name, file in files.items():
@@ -103,8 +107,14 @@ def _names_of(half: Half, files: Mapping[str, Path], prefixes: Prefixes) -> dict
             raise InvalidRequestError(f"{file} holds {name}, which belongs to no known part of the model")
         owner, replacement = prefixes[prefix]
         if owner == half:
-            found[replacement + name.removeprefix(prefix)] = (name, file)
+            ours = _with_new_end(replacement + name.removeprefix(prefix), renamed)
+            found[ours] = (name, file)
     return found
+
+
+def _with_new_end(name: str, renamed: Mapping[str, str]) -> str:
+    end = next((end for end in renamed if name.endswith(end)), None)
+    return name if end is None else name.removesuffix(end) + renamed[end]
 
 
 def _tied_output(
