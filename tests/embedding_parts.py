@@ -60,7 +60,8 @@ def part_from(
 
     Args:
         modality: "image" or "video".
-        fields: names that the family takes, the rows first.
+        fields: names that the family takes, the rows first. Further tensors go under
+            their own.
     """
     known: dict[str, torch.Tensor] = {
         **tensors,
@@ -70,7 +71,8 @@ def part_from(
         "second_per_grid_ts": torch.tensor([info.seconds_per_grid]),
         "timestamps": torch.tensor(list(info.timestamps)),
     }
-    encoded = {name: encode_tensor(known[name], "safetensors") for name in fields}
+    further = [name for name in tensors if name != MAIN_TENSOR]
+    encoded = {name: encode_tensor(known[name], "safetensors") for name in [*fields, *further]}
     return {"type": f"{modality}_embeds", f"{modality}_embeds": encoded}
 
 
