@@ -102,15 +102,23 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         "qwen2_5_vl",
         "qwen2_5_vl:Qwen25VLFamily",
         ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-72B-Instruct"),
-        embedding_fields={"image": EmbeddingFields(("image_embeds", "image_grid_thw"))},
-        settings=("min_pixels", "max_pixels"),
+        modalities=("image", "video"),
+        embedding_fields={
+            "image": EmbeddingFields(("image_embeds", "image_grid_thw")),
+            "video": EmbeddingFields(("video_embeds", "video_grid_thw"), ("second_per_grid_ts",)),
+        },
+        settings=("min_pixels", "max_pixels", "size"),
     ),
     FamilyFacts(
         "qwen2_vl",
         "qwen2_vl:Qwen2VLFamily",
         ("percept-tiny", "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-72B-Instruct"),
-        embedding_fields={"image": EmbeddingFields(("image_embeds", "image_grid_thw"))},
-        settings=("min_pixels", "max_pixels"),
+        modalities=("image", "video"),
+        embedding_fields={
+            "image": EmbeddingFields(("image_embeds", "image_grid_thw")),
+            "video": EmbeddingFields(("video_embeds", "video_grid_thw")),
+        },
+        settings=("min_pixels", "max_pixels", "size"),
     ),
     FamilyFacts(
         "qwen3_vl",

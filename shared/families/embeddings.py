@@ -21,6 +21,9 @@ MAX_GRID_SIDE = 1 << 15
 MAX_GRIDS = 64
 """Most pictures in one item."""
 
+MAX_SECONDS = 65536
+"""Longest time between two groups of a video's frames."""
+
 _GRID_SIDES = 3
 _BFLOAT16_MAGNITUDE = 0x7FFF
 _BFLOAT16_65536 = 0x4780
@@ -102,6 +105,27 @@ def read_integers(name: str, tensor: RawTensor) -> npt.NDArray[np.int64]:
     if tensor.data_type != "int64":
         raise BadEmbeddingsError(f"{name} holds {tensor.data_type}; it needs integers", param=name)
     return np.frombuffer(tensor.data, dtype="<i8").reshape(tensor.shape).astype(np.int64)
+
+
+def read_one_number(name: str, tensor: RawTensor, most: int) -> float:
+    """Reads a number above 0, written once or up to `most` times.
+
+    Raises:
+        BadEmbeddingsError: several numbers that differ, too many, none, or one out of bounds.
+    """
+    kind = {"float32": "<f4", "float16": "<f2", "int64": "<i8"}.get(tensor.data_type)
+    if kind is None:
+        raise BadEmbeddingsError(f"{name} holds {tensor.data_type}; it needs float32", param=name)
+    values = np.frombuffer(tensor.data, dtype=kind).astype(np.float64)
+    if len(tensor.shape) > 1 or len(values) not in (1, most):
+        raise BadEmbeddingsError(f"{name} needs 1 or {most} numbers", param=name)
+    if not (values == values[0]).all():
+        raise BadEmbeddingsError(
+            f"{name} differs between videos: send them as items of their own", param=name
+        )
+    if not 0 < values[0] <= MAX_SECONDS:
+        raise BadEmbeddingsError(f"{name} lies above 0 and up to {MAX_SECONDS}", param=name)
+    return float(values[0])
 
 
 def read_grids(name: str, tensor: RawTensor, merge_size: int) -> tuple[Grid, ...]:

@@ -20,64 +20,77 @@ AXES = 3
 
 @dataclass(frozen=True, slots=True)
 class MRopeLayout:
-    """Grows `<|image_pad|>` to a picture's rows.
+    """Grows `<|image_pad|>` to a picture's rows, and `<|video_pad|>` to a video's.
 
     Attributes:
-        image_id: token id of the placeholder.
-        start_id: token id in front of a picture.
-        end_id: token id behind a picture.
+        image_id: token id of a picture's placeholder.
+        video_id: token id of a video's placeholder.
+        start_id: token id in front of a picture or a video.
+        end_id: token id behind it.
         merge_size: patches per row of embeddings, along one side.
+        steps_per_second: how far apart on the time axis lie two groups of frames
+            that are a second apart; None: always one step.
     """
 
     image_id: int
+    video_id: int
     start_id: int
     end_id: int
     merge_size: int
+    steps_per_second: float | None = None
 
     def placeholder_ids(self) -> Mapping[Modality, int]:
         """See `PromptLayout`."""
-        return {"image": self.image_id}
+        return {"image": self.image_id, "video": self.video_id}
 
     def placeholder_text(self, modality: Modality) -> str:
         """See `PromptLayout`."""
-        assert modality == "image", modality
-        return "<|vision_start|><|image_pad|><|vision_end|>"
+        return f"<|vision_start|><|{modality}_pad|><|vision_end|>"
 
     def expand(self, token_ids: Sequence[int], media: Sequence[MediaInfo]) -> ExpandedPrompt:
         """See `PromptLayout`. Positions are int64 (3, tokens).
 
-        An item of several pictures reads as if the template had put each of
-        them between its own start and end tokens.
+        An item of several pictures or videos reads as if the template had put each
+        of them between its own start and end tokens.
         """
-        check_placeholder_count(token_ids, self.image_id, len(media))
+        pads = (self.image_id, self.video_id)
+        places = [place for place, token_id in enumerate(token_ids) if token_id in pads]
+        if len(places) != len(media):
+            raise InvalidRequestError(f"the prompt has {len(places)} placeholders for {len(media)} items")
         draft = _Draft(self.merge_size)
         start = 0
-        for item, info in enumerate(media):
-            place = token_ids.index(self.image_id, start)
+        for item, (info, place) in enumerate(zip(media, places, strict=True)):
             draft.add_text(token_ids[start:place])
-            self._add_item(draft, item, info)
+            self._add_item(draft, item, info, token_ids[place])
             start = place + 1
         draft.add_text(token_ids[start:])
         return draft.finish()
 
     def row_counts(self, grids: Sequence[Grid]) -> list[int]:
-        """Rows of each picture."""
+        """Rows of each picture or video."""
         return [grid.time * grid.height * grid.width // self.merge_size**2 for grid in grids]
 
-    def _add_item(self, draft: _Draft, item: int, info: MediaInfo) -> None:
+    def _add_item(self, draft: _Draft, item: int, info: MediaInfo, pad_id: int) -> None:
         counts = self.row_counts(info.grids)
         if sum(counts) != info.row_count or not counts:
             raise InvalidRequestError(
                 f"item {item} has {info.row_count} rows; its grids imply {sum(counts)}",
                 param=f"media[{item}]",
             )
+        time_step = self._time_step(info) if pad_id == self.video_id else 1.0
         first_row = 0
         for grid, count in zip(info.grids, counts, strict=True):
             if first_row:
                 draft.add_text([self.end_id, self.start_id])
             span = Span(item, start=len(draft.token_ids), length=count, first_row=first_row)
-            draft.add_picture(self.image_id, span, grid)
+            draft.add_rows(pad_id, span, grid, time_step)
             first_row += count
+
+    def _time_step(self, info: MediaInfo) -> float:
+        if self.steps_per_second is None:
+            return 1.0
+        seconds = 1.0 if info.seconds_per_grid is None else info.seconds_per_grid
+        return self.steps_per_second * float(np.float32(seconds))
 
 
 class _Draft:
@@ -95,14 +108,19 @@ class _Draft:
         self.token_ids.extend(token_ids)
         self._text_count += len(token_ids)
 
-    def add_picture(self, image_id: int, span: Span, grid: Grid) -> None:
-        """All rows of a picture start at one position; the text behind it starts after its longer side."""
+    def add_rows(self, pad_id: int, span: Span, grid: Grid, time_step: float) -> None:
+        """The rows of a picture or a video: on each axis they count up from one position.
+
+        The text behind them starts after the longer side, however long the video is.
+        """
         self._flush_text()
         height, width = grid.height // self._merge_size, grid.width // self._merge_size
         axes = np.indices((grid.time, height, width), dtype=np.int64).reshape(AXES, -1)
+        # In single precision and cut off, as in transformers: other roundings give other positions.
+        axes[0] = (axes[0].astype(np.float32) * np.float32(time_step)).astype(np.int64)
         self._pieces.append(axes + self._next)
         self._next += max(height, width)
-        self.token_ids.extend([image_id] * span.length)
+        self.token_ids.extend([pad_id] * span.length)
         self._spans.append(span)
 
     def finish(self) -> ExpandedPrompt:

@@ -27,7 +27,15 @@ from shared.families.base import (
 from shared.families.config import model_config
 from shared.families.embeddings import check_fields, check_rows, split_columns
 from shared.families.mrope import AXES
-from shared.families.qwen2_vl import GRID, PREFIXES, ROWS, Qwen2VLFamily, Qwen2VLPreprocessor, Qwen2VLTower
+from shared.families.qwen2_vl import (
+    GRID,
+    PREFIXES,
+    ROWS,
+    Qwen2VLFamily,
+    Qwen2VLPreprocessor,
+    Qwen2VLTower,
+)
+from shared.families.qwen2_vl import VIDEO_DEFAULTS as QWEN2_DEFAULTS
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +47,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+VIDEO_DEFAULTS: Mapping[str, Any] = {
+    **QWEN2_DEFAULTS,
+    "size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32},
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+    "patch_size": 16,
+    "max_video_tokens": 768,
+}
+"""Those of transformers' Qwen3VLVideoProcessor."""
+
 
 def level_names(count: int) -> tuple[str, ...]:
     """Names of the tensors beside `MAIN_TENSOR`: deepstack_0 is added behind the decoder's first layer."""
@@ -48,8 +66,8 @@ def level_names(count: int) -> tuple[str, ...]:
 class Qwen3VLPreprocessor(Qwen2VLPreprocessor):
     """As Qwen2-VL's, for precomputed embeddings of several levels; see `Preprocessor`."""
 
-    def __init__(self, checkpoint: Checkpoint, config: Any) -> None:
-        super().__init__(checkpoint, config)
+    def __init__(self, checkpoint: Checkpoint, config: Any, video_defaults: Mapping[str, Any]) -> None:
+        super().__init__(checkpoint, config, video_defaults)
         self._levels = level_names(len(config.vision_config.deepstack_visual_indexes))
 
     def accept_embeddings(self, modality: Modality, fields: Mapping[str, RawTensor]) -> EncodedItem:
@@ -154,10 +172,12 @@ class Qwen3VLFamily(Qwen2VLFamily):
     """Factory of the parts of one Qwen3-VL checkpoint; see `Family`."""
 
     model_type = "qwen3_vl"
+    modalities: tuple[Modality, ...] = ("image",)
+    video_defaults: Mapping[str, Any] = VIDEO_DEFAULTS
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
-        return Qwen3VLPreprocessor(self._checkpoint, model_config(self._checkpoint))
+        return Qwen3VLPreprocessor(self._checkpoint, model_config(self._checkpoint), self.video_defaults)
 
     def extra_widths(self) -> Mapping[str, int]:
         """See `Family`. One a level."""
@@ -188,7 +208,7 @@ class Qwen3VLFamily(Qwen2VLFamily):
         return {}
 
     def _make_tower(self, module: nn.Module) -> Tower:
-        return Qwen3VLTower(module, self.hidden_size(), self._merge_size())
+        return Qwen3VLTower(module, self.hidden_size(), self._recipe())
 
     def _build_tower(self, config: Any) -> nn.Module:
         from transformers.models.qwen3_vl import modeling_qwen3_vl

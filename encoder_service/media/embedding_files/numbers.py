@@ -1,4 +1,4 @@
-"""JSON arrays of integers, for grids and sizes."""
+"""JSON arrays of numbers, for grids, sizes and times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_ABSOLUTE = 2**62
 
 
 def read_json(name: str, data: memoryview) -> RawTensor:
-    """Reads `[1,4,4]` or `[[1,4,4],[1,2,2]]` as int64.
+    """Reads `[1,4,4]` or `[[1,4,4],[1,2,2]]` as int64, and as float32 where a number has a point.
 
     Raises:
         BadEmbeddingsError: anything else, ragged rows included.
@@ -32,16 +32,19 @@ def read_json(name: str, data: memoryview) -> RawTensor:
         width = len(numbers[0])
         if all(len(row) == width for row in numbers):
             return _tensor((len(numbers), width), numbers)
-    raise BadEmbeddingsError(f"{name}: JSON must be an array of integers, or an array of equally long ones")
+    raise BadEmbeddingsError(f"{name}: JSON must be an array of numbers, or an array of equally long ones")
 
 
 def _is_row(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) > 0
-        and all(type(number) is int and abs(number) < _MAX_ABSOLUTE for number in value)
+        and all(type(number) in (int, float) and abs(number) < _MAX_ABSOLUTE for number in value)
     )
 
 
 def _tensor(shape: tuple[int, ...], numbers: list[Any]) -> RawTensor:
-    return RawTensor("int64", shape, np.array(numbers, "<i8").tobytes())
+    array = np.array(numbers)
+    if array.dtype.kind == "f":
+        return RawTensor("float32", shape, array.astype("<f4").tobytes())
+    return RawTensor("int64", shape, array.astype("<i8").tobytes())

@@ -131,6 +131,13 @@ def test_json_arrays_are_int64(text: bytes, shape: tuple[int, ...]) -> None:
     assert (raw.data_type, raw.shape) == ("int64", shape)
 
 
+@pytest.mark.parametrize(("text", "numbers"), [(b"[1.5]", [1.5]), (b"[[1, 0.25]]", [[1.0, 0.25]])])
+def test_json_arrays_with_a_point_are_float32(text: bytes, numbers: list[Any]) -> None:
+    raw = read_one(text)
+    assert raw.data_type == "float32"
+    assert np.frombuffer(raw.data, "<f4").reshape(raw.shape).tolist() == numbers
+
+
 class _RunsCommand:
     """Pickles into a call of os.system."""
 
@@ -314,7 +321,6 @@ def test_hostile_safetensors_are_refused(data: bytes) -> None:
         b"[[1,2],[3]]",
         b"[]",
         b"[[]]",
-        b"[1.0]",
         b"[true]",
         b"[1e400]",
         b"[99999999999999999999]",

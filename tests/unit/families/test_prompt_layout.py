@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from shared.families.base import Family, Grid, MediaInfo
 from shared.families.mrope import MRopeLayout
 from tests.reference import ReferenceModel
 
-IMAGE, START, END = 90, 91, 92
-LAYOUT = MRopeLayout(image_id=IMAGE, start_id=START, end_id=END, merge_size=2)
+IMAGE, START, END, VIDEO = 90, 91, 92, 93
+LAYOUT = MRopeLayout(image_id=IMAGE, video_id=VIDEO, start_id=START, end_id=END, merge_size=2)
 
 GetFamily = Callable[[str], Family]
 GetReference = Callable[[str], ReferenceModel]
@@ -64,6 +65,68 @@ def test_positions_equal_transformers(
     np.testing.assert_array_equal(prompt.positions, expected[:, 0].numpy())
     assert prompt.next_position == len(prompt.token_ids) + int(delta)
     assert prompt.positions.dtype == np.int64
+
+
+MIXED: list[tuple[str, tuple[int, int, int], float | None]] = [
+    ("video", (4, 4, 6), 1.0),
+    ("image", (1, 4, 4), None),
+    # Not a number of single precision: 4 x 0.1 x 5 is cut off to 2 there, 4 x 0.7 x 5 to 13.
+    ("video", (30, 2, 2), 0.1),
+    ("image", (1, 2, 12), None),
+    ("image", (1, 4, 4), None),
+    ("video", (6, 2, 8), 0.7),
+    ("video", (3, 2, 2), 1 / 3),
+    ("video", (2, 2, 2), 123.456),
+]
+
+
+@pytest.mark.parametrize("variant", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    "chosen", [[0], [1, 0], [2, 4, 5], list(range(len(MIXED))), [7, 6, 5, 4, 3, 2, 1, 0]]
+)
+@pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
+def test_positions_of_videos_equal_transformers(
+    variant: str, chosen: list[int], told: bool, family: GetFamily, reference: GetReference
+) -> None:
+    layout: Any = family(variant).prompt_layout()
+    ids_of = layout.placeholder_ids()
+    token_ids = [5, 6, 7]
+    media = []
+    for modality, grid, seconds in (MIXED[index] for index in chosen):
+        token_ids += [layout.start_id, ids_of[modality], layout.end_id, 8, 9]
+        media.append(replace(info(grid), seconds_per_grid=seconds if told else None))
+    prompt = layout.expand(token_ids, media)
+
+    ids = torch.tensor([prompt.token_ids])
+    kinds = (ids == ids_of["image"]).int() + 2 * (ids == ids_of["video"]).int()
+    grids = {
+        kind: torch.tensor([MIXED[index][1] for index in chosen if MIXED[index][0] == kind])
+        for kind in ("image", "video")
+    }
+    seconds = [MIXED[index][2] for index in chosen if MIXED[index][0] == "video"]
+    expected, delta = reference(variant).model.model.get_rope_index(
+        ids,
+        mm_token_type_ids=kinds,
+        image_grid_thw=grids["image"],
+        video_grid_thw=grids["video"],
+        second_per_grid_ts=torch.tensor(seconds) if told else None,
+        attention_mask=torch.ones_like(ids),
+    )
+    np.testing.assert_array_equal(prompt.positions, expected[:, 0].numpy())
+    assert prompt.next_position == len(prompt.token_ids) + int(delta)
+
+
+def test_placeholders_take_items_in_their_order() -> None:
+    prompt = LAYOUT.expand([1, VIDEO, 2, IMAGE], [info((2, 2, 2)), info((1, 4, 4))])
+    assert prompt.token_ids == [1, VIDEO, VIDEO, 2, *[IMAGE] * 4]
+    assert [(span.item, span.start, span.length) for span in prompt.spans] == [(0, 1, 2), (1, 4, 4)]
+
+
+def test_several_videos_in_one_item_read_as_several_items() -> None:
+    together = LAYOUT.expand([1, START, VIDEO, END, 2], [info((2, 4, 4), (3, 2, 6))])
+    apart = LAYOUT.expand([1, START, VIDEO, END, START, VIDEO, END, 2], [info((2, 4, 4)), info((3, 2, 6))])
+    assert together.token_ids == apart.token_ids
+    np.testing.assert_array_equal(together.positions, apart.positions)
 
 
 def test_a_prompt_that_ends_in_a_picture() -> None:
