@@ -87,9 +87,10 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
     FamilyFacts(
         "llava",
         "llava:LlavaFamily",
-        ("llava-hf/llava-1.5-7b-hf",),
+        ("llava-hf/llava-1.5-7b-hf", "mistral-community/pixtral-12b"),
         embedding_fields={"image": EmbeddingFields(("image_embeds",), ("image_sizes",))},
-        notes="A CLIP or SigLIP tower with a Llama, Mistral or Qwen2 language model.",
+        notes="A CLIP, SigLIP or Pixtral tower with a Llama, Mistral or Qwen2 language model;"
+        " with Pixtral's, `image_sizes` is required and `size` may be set.",
     ),
     FamilyFacts(
         "llava_next",
@@ -97,6 +98,13 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         ("llava-hf/llava-v1.6-mistral-7b-hf", "royokong/e5-v"),
         embedding_fields={"image": EmbeddingFields(("image_embeds", "image_sizes"))},
         notes="Pictures are cut into tiles by their size.",
+    ),
+    FamilyFacts(
+        "mistral3",
+        "mistral3:Mistral3Family",
+        ("mistralai/Mistral-Small-3.1-24B-Instruct-2503",),
+        embedding_fields={"image": EmbeddingFields(("image_embeds", "image_sizes"))},
+        settings=("size",),
     ),
     FamilyFacts(
         "qwen2_5_vl",

@@ -1,7 +1,8 @@
-"""LLaVA: a CLIP or SigLIP tower with a projector, rows of a fixed number, one rotary axis.
+"""LLaVA: a vision tower with a projector in front of a language model, one rotary axis.
 
-Knows both halves of the family, each made apart. Does not know who runs them,
-nor towers without a fixed picture size (Pixtral's).
+With a CLIP or SigLIP tower all pictures have one size and number of rows; with
+Pixtral's they have lines of rows, see `pixtral.py`. Knows both halves of the
+family, each made apart. Does not know who runs them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from shared.families.defaults import CommonFamily, PicturesAlone
 from shared.families.embeddings import check_fields, check_rows, read_size
 from shared.families.image_processor import ImageProcessor
 from shared.families.mrope import check_placeholder_count
+from shared.families.pixtral import PixtralPreprocessor, PixtralTower, load_pixtral_half
+from shared.families.pixtral_layout import PixtralLayout
 from shared.families.tile_tower import (
     TileTower,
     build_tile_tower,
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
 
 ROWS = "image_embeds"
 SIZES = "image_sizes"
+PIXTRAL = "pixtral"
+"""The one known tower without a fixed picture size."""
 
 PREFIXES: Prefixes = {
     "vision_tower.": ("encoder", "tower."),
@@ -152,22 +157,24 @@ class LlavaFamily(CommonFamily):
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
         config = model_config(self._checkpoint)
-        return LlavaPreprocessor(self._checkpoint, config, rows_of_a_tile(self._checkpoint, config))
+        if self._has_pixtral():
+            return PixtralPreprocessor(self._checkpoint, config, merge_size=1)
+        return LlavaPreprocessor(self._checkpoint, config, self._row_count(config))
 
     def tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """See `Family`."""
-        from shared.families.weights import load_half
-
         config = model_config(self._checkpoint)
-        config.vision_config._attn_implementation = "sdpa"
-        rows_of_a_tile(self._checkpoint, config)  # refuses a kind of tower that is not known
-        module = load_half(lambda: _build_tower(config), self._checkpoint, "encoder", PREFIXES, device, dtype)
-        return LlavaTower(module, config)
+        return (
+            self._pixtral(config, device, dtype)
+            if self._has_pixtral()
+            else self._tiles(config, device, dtype)
+        )
 
     def prompt_layout(self) -> PromptLayout:
         """See `Family`."""
         config = self._checkpoint.config
-        return LlavaLayout(int(config.get("image_token_index", config.get("image_token_id", 32000))))
+        image_id = int(config.get("image_token_index", config.get("image_token_id", 32000)))
+        return PixtralLayout.of(self._checkpoint, image_id) if self._has_pixtral() else LlavaLayout(image_id)
 
     def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
         """See `Family`."""
@@ -177,6 +184,34 @@ class LlavaFamily(CommonFamily):
         return load_decoder(
             build_text_model, config, self._checkpoint, PREFIXES, device, dtype, attention_name, axes=1
         )
+
+    def _has_pixtral(self) -> bool:
+        vision = self._checkpoint.config.get("vision_config")
+        return isinstance(vision, dict) and vision.get("model_type") == PIXTRAL
+
+    def _row_count(self, config: Any) -> int:
+        return rows_of_a_tile(self._checkpoint, config, also=PIXTRAL)
+
+    def _tiles(self, config: Any, device: torch.device, dtype: torch.dtype) -> Tower:
+        from shared.families.weights import load_half
+
+        config.vision_config._attn_implementation = "sdpa"
+        self._row_count(config)  # refuses a kind of tower that is not known
+        module = load_half(lambda: _build_tower(config), self._checkpoint, "encoder", PREFIXES, device, dtype)
+        return LlavaTower(module, config)
+
+    def _pixtral(self, config: Any, device: torch.device, dtype: torch.dtype) -> Tower:
+        from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+        if config.vision_feature_select_strategy != "full":
+            raise InvalidRequestError(
+                f"{self._checkpoint.folder}: the rows of a {PIXTRAL} tower are all taken;"
+                f" vision_feature_select_strategy is {config.vision_feature_select_strategy!r}"
+            )
+        module = load_pixtral_half(
+            LlavaMultiModalProjector, config, self._checkpoint, PREFIXES, device, dtype
+        )
+        return PixtralTower(module, config, projector_takes_sizes=False)
 
 
 def _build_tower(config: Any) -> nn.Module:

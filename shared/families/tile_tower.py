@@ -66,17 +66,21 @@ def join_pixels(batch: Sequence[Features], axis: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([features.arrays["pixel_values"] for features in batch], axis))
 
 
-def rows_of_a_tile(checkpoint: Checkpoint, config: Any) -> int:
+def rows_of_a_tile(checkpoint: Checkpoint, config: Any, also: str = "") -> int:
     """Rows that the tower gives for one tile.
+
+    Args:
+        also: another kind of tower that the family has, for the error's text.
 
     Raises:
         InvalidRequestError: a kind of tower that is not known.
     """
     vision = config.vision_config
     if vision.model_type not in CLASS_TOKENS:
+        known = [*sorted(CLASS_TOKENS), *filter(None, [also])]
         raise InvalidRequestError(
-            f"{checkpoint.folder} has a {vision.model_type} tower; {config.model_type} is served with"
-            f" {' or '.join(sorted(CLASS_TOKENS))}"
+            f"{checkpoint.folder} has a {vision.model_type} tower;"
+            f" {config.model_type} is served with {' or '.join(known)}"
         )
     patches = (vision.image_size // vision.patch_size) ** 2
     dropped = 1 if config.vision_feature_select_strategy == "default" else 0

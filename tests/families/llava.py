@@ -8,6 +8,12 @@ from typing import Any, Literal
 from tests.families.case import FamilyCase
 from tests.families.parts.names import newer_name, with_wrapped_tower
 from tests.families.parts.pixels import CLIP_MEAN, CLIP_STD, HALF
+from tests.families.parts.pixtral import (
+    PIXTRAL_TEMPLATE,
+    PIXTRAL_TOKENS,
+    PIXTRAL_VISION,
+    pixtral_files,
+)
 from tests.families.parts.saving import save_checkpoint
 from tests.families.parts.text import text_config
 from tests.tiny_tokenizers import build_llama_tokenizer
@@ -36,7 +42,7 @@ def build(
     shard_size: str = "5GB",
     tie: bool = False,
     template: Literal["parts", "strings"] = "parts",
-    vision: Literal["clip", "siglip"] = "clip",
+    vision: Literal["clip", "siglip", "pixtral"] = "clip",
     text: Literal["llama", "mistral", "qwen2"] = "llama",
 ) -> Path:
     """Writes the checkpoint.
@@ -47,6 +53,8 @@ def build(
         vision: the tower.
         text: the language model.
     """
+    if vision == "pixtral":
+        return build_pixtral(folder, seed=seed, shard_size=shard_size, tie=tie)
     from transformers import LlavaConfig
 
     tokenizer = build_llama_tokenizer()
@@ -94,6 +102,25 @@ def vision_config(vision: str, image_size: int, patch_size: int) -> dict[str, An
     }
 
 
+def build_pixtral(folder: Path, *, seed: int, shard_size: str, tie: bool) -> Path:
+    """Writes a checkpoint as pixtral-12b's."""
+    from transformers import LlavaConfig
+
+    tokenizer = build_llama_tokenizer(image_token="[IMG]", more=PIXTRAL_TOKENS)
+    config = LlavaConfig(
+        vision_config=PIXTRAL_VISION,
+        text_config=text_config(len(tokenizer) + 8, tokenizer, model_type="mistral"),
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=tie,
+    )
+    files = pixtral_files(longest_edge=64, merge_size=1)
+    return save_checkpoint(
+        folder, config, tokenizer, PIXTRAL_TEMPLATE, files, seed=seed, shard_size=shard_size
+    )
+
+
 def _strategy(vision: str) -> str:
     return "default" if vision == "clip" else "full"
 
@@ -130,5 +157,6 @@ CASE = FamilyCase(
         "": {},
         "siglip_qwen2": {"vision": "siglip", "text": "qwen2", "template": "strings"},
         "mistral": {"text": "mistral"},
+        "pixtral": {"vision": "pixtral"},
     },
 )

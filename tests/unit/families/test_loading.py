@@ -233,9 +233,9 @@ def test_an_unsupported_family_is_named(tiny: Build, tmp_path: Path) -> None:
 def test_an_unsupported_tower_is_named(tiny: Build, tmp_path: Path) -> None:
     folder = copy(tiny("llava"), tmp_path / "pixtral")
     config = json.loads((folder / "config.json").read_text())
-    config["vision_config"] = {"model_type": "pixtral", "hidden_size": 32, "image_size": 56, "patch_size": 14}
+    config["vision_config"] = {"model_type": "vit", "hidden_size": 32, "image_size": 56, "patch_size": 14}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InvalidRequestError, match="pixtral tower; llava is served with clip_vision_model"):
+    with pytest.raises(InvalidRequestError, match="vit tower; llava is served with clip_vision_model"):
         load(folder, "encoder")
 
 
