@@ -116,9 +116,10 @@ class Loaded:
         with torch.no_grad():
             if self.overrides.image_features is not None:
                 return list(self.overrides.image_features(self.model, inputs))
-            taken = inspect.signature(self.model.get_image_features).parameters
+            owner = self.model if hasattr(self.model, "get_image_features") else self.model.model
+            taken = inspect.signature(owner.get_image_features).parameters
             wanted = {name: tensor for name, tensor in inputs.items() if name in taken}
-            output = self.model.get_image_features(**wanted)
+            output = owner.get_image_features(**wanted)
         return list(output.pooler_output if hasattr(output, "pooler_output") else output)
 
     def generate(self, inputs: dict[str, Any], count: int) -> list[int]:

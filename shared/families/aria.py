@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from shared.errors import BadEmbeddingsError, InvalidRequestError
 from shared.families.base import (
     MAIN_TENSOR,
     EncodedItem,
-    ExpandedPrompt,
     Features,
     LanguageModel,
     MediaInfo,
@@ -25,14 +23,13 @@ from shared.families.base import (
     Preprocessor,
     PromptLayout,
     RawTensor,
-    Span,
     Tower,
 )
 from shared.families.config import model_config
 from shared.families.defaults import CommonFamily, InOneGo, PicturesAlone
 from shared.families.embeddings import check_fields, check_rows
 from shared.families.image_processor import ImageProcessor
-from shared.families.mrope import check_placeholder_count
+from shared.families.plain_layout import PlainLayout
 
 if TYPE_CHECKING:
     import torch
@@ -207,41 +204,6 @@ class AriaTower(InOneGo):
         return cut.any(dim=4).any(dim=2)
 
 
-@dataclass(frozen=True, slots=True)
-class AriaLayout:
-    """Grows `<|img|>` to a picture's rows; one rotary axis.
-
-    Attributes:
-        image_id: token id of the placeholder.
-    """
-
-    image_id: int
-
-    def placeholder_ids(self) -> Mapping[Modality, int]:
-        """See `PromptLayout`."""
-        return {"image": self.image_id}
-
-    def placeholder_text(self, modality: Modality) -> str:
-        """See `PromptLayout`."""
-        assert modality == "image", modality
-        return "<fim_prefix><|img|><fim_suffix>"
-
-    def expand(self, token_ids: Sequence[int], media: Sequence[MediaInfo]) -> ExpandedPrompt:
-        """See `PromptLayout`. Positions are int64 (1, tokens)."""
-        check_placeholder_count(token_ids, self.image_id, len(media))
-        expanded: list[int] = []
-        spans: list[Span] = []
-        for token in token_ids:
-            if token != self.image_id:
-                expanded.append(token)
-                continue
-            count = media[len(spans)].row_count
-            spans.append(Span(len(spans), start=len(expanded), length=count))
-            expanded.extend([token] * count)
-        positions = np.arange(len(expanded), dtype=np.int64)[np.newaxis]
-        return ExpandedPrompt(expanded, spans, positions, next_position=len(expanded))
-
-
 class AriaFamily(CommonFamily):
     """Factory of the parts of one Aria checkpoint; see `Family`."""
 
@@ -263,7 +225,8 @@ class AriaFamily(CommonFamily):
     def prompt_layout(self) -> PromptLayout:
         """See `Family`."""
         config = self._checkpoint.config
-        return AriaLayout(int(config.get("image_token_index", config.get("image_token_id", 9))))
+        image_id = int(config.get("image_token_index", config.get("image_token_id", 9)))
+        return PlainLayout(image_id, "<fim_prefix><|img|><fim_suffix>")
 
     def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
         """See `Family`."""

@@ -72,6 +72,19 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         notes="A mixture of experts.",
     ),
     FamilyFacts(
+        "deepseek_vl",
+        "deepseek_vl:DeepseekVLFamily",
+        ("deepseek-community/deepseek-vl-1.3b-chat",),
+        embedding_fields={"image": EmbeddingFields(("image_embeds",))},
+    ),
+    FamilyFacts(
+        "deepseek_vl_hybrid",
+        "deepseek_vl_hybrid:DeepseekVLHybridFamily",
+        ("deepseek-community/deepseek-vl-7b-chat",),
+        embedding_fields={"image": EmbeddingFields(("image_embeds",))},
+        notes="Two towers, SigLIP and SAM.",
+    ),
+    FamilyFacts(
         "gemma3",
         "gemma3:Gemma3Family",
         ("google/gemma-3-4b-it", "google/gemma-3-27b-it"),

@@ -67,7 +67,8 @@ def load_half(
     wanted = module.state_dict()
     found = _names_of(half, tensor_files(checkpoint), prefixes, renamed)
     tied = _tied_output(checkpoint, module, found)
-    _check_names(half, checkpoint, missing=set(wanted) - set(found) - tied, unknown=set(found) - set(wanted))
+    missing = {_with_old_end(name, renamed) for name in set(wanted) - set(found) - tied}
+    _check_names(half, checkpoint, missing, unknown=set(found) - set(wanted))
     values = dict(_read(found, wanted, device, dtype, fits))
     module.load_state_dict(values, strict=False, assign=True)
     if tied:
@@ -115,6 +116,12 @@ def _names_of(
 def _with_new_end(name: str, renamed: Mapping[str, str]) -> str:
     end = next((end for end in renamed if name.endswith(end)), None)
     return name if end is None else name.removesuffix(end) + renamed[end]
+
+
+def _with_old_end(name: str, renamed: Mapping[str, str]) -> str:
+    """A name for people, who may have an older file."""
+    old = next((old for old, new in renamed.items() if name.endswith(new)), None)
+    return name if old is None else f"{name} (or {name.removesuffix(renamed[old])}{old})"
 
 
 def _tied_output(
