@@ -79,7 +79,7 @@ class AnswersFile:
             "response": None if error else response,
             "error": error,
         }
-        data = memoryview((json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
+        data = memoryview(_encoded(line))
         while data:
             data = data[os.write(self._descriptor, data) :]
 
@@ -135,6 +135,14 @@ class AnswersFile:
         os.close(self._descriptor)
         self._descriptor = descriptor
         return len(data)
+
+
+def _encoded(line: Json) -> bytes:
+    try:
+        return (json.dumps(line, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:
+        # Half a pair of surrogates: JSON can write it, UTF-8 cannot.
+        return (json.dumps(line) + "\n").encode()
 
 
 def _succeeded(answer: Json) -> bool:
