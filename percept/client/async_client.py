@@ -14,7 +14,7 @@ from percept.client.answers import Answer, AnswerCollector
 from percept.client.batch import run_batch
 from percept.client.conducting import Conducting, llm_replicas
 from percept.client.encoding import Encoding, encoder_replicas, pause
-from percept.client.items import Item, canonical_settings
+from percept.client.items import Item, ItemSettings
 from percept.client.media import guess_modality, items_of
 from percept.client.messages import Message, build_conversation
 from percept.client.prompts import Prompt, build_prompt, new_request
@@ -160,6 +160,7 @@ class AsyncClient:
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
         timeout_s: float | None = None,
     ) -> Answer: ...
 
@@ -173,6 +174,7 @@ class AsyncClient:
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
         timeout_s: float | None = None,
     ) -> DeltaStream: ...
 
@@ -185,11 +187,12 @@ class AsyncClient:
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
         timeout_s: float | None = None,
     ) -> Answer | DeltaStream:
         """See `Client.chat`; the stream is an asynchronous iterator."""
         deadline = self._deadline(timeout_s)
-        settings = canonical_settings(mm_processor_kwargs)
+        settings = ItemSettings(mm_processor_kwargs, media_io_kwargs)
         conversation, items = await asyncio.to_thread(build_conversation, messages, settings)
         conversation.continue_final_message = continue_final_message
         if add_generation_prompt is not None:
@@ -210,13 +213,14 @@ class AsyncClient:
         *,
         modality: Modality | None = None,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
         timeout_s: float | None = None,
     ) -> Embeddings:
         """See `Client.encode`."""
         deadline = self._deadline(timeout_s)
-        settings = canonical_settings(mm_processor_kwargs)
+        settings = ItemSettings(mm_processor_kwargs, media_io_kwargs)
         kind = modality or guess_modality(media)
-        items = await asyncio.to_thread(items_of, media, kind, settings, "media")
+        items = await asyncio.to_thread(items_of, media, kind, settings[kind], "media")
         if len(items) != 1:
             raise InvalidRequestError(
                 f"{len(items)} items were given; encode_many takes several", param="media"
@@ -244,6 +248,7 @@ class AsyncClient:
         *,
         modality: Modality | None = None,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
         progress: bool = True,
         return_errors: Literal[False] = False,
         timeout_s: float | None = None,
@@ -256,6 +261,7 @@ class AsyncClient:
         *,
         modality: Modality | None = None,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
         progress: bool = True,
         return_errors: bool,
         timeout_s: float | None = None,
@@ -267,6 +273,7 @@ class AsyncClient:
         *,
         modality: Modality | None = None,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
         progress: bool = True,
         return_errors: bool = False,
         timeout_s: float | None = None,
@@ -279,6 +286,7 @@ class AsyncClient:
                     media[index],
                     modality=modality,
                     mm_processor_kwargs=mm_processor_kwargs,
+                    media_io_kwargs=media_io_kwargs,
                     timeout_s=timeout_s,
                 )
             except PerceptError as error:
@@ -299,7 +307,7 @@ class AsyncClient:
         if isinstance(prompt, str):
             request.text = prompt
         else:
-            conversation, _ = await asyncio.to_thread(build_conversation, prompt, "")
+            conversation, _ = await asyncio.to_thread(build_conversation, prompt, ItemSettings())
             request.conversation.CopyFrom(conversation)
         deadline = self._deadline(timeout_s)
         (replica, *_) = await self._llms.all()

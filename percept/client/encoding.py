@@ -11,7 +11,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from percept.client.items import Item
+from percept.client.items import SETTINGS_PATH, Item, settings_name
 from percept.client.replicas import Replica, Replicas
 from protos.encoder.v1 import encoder_service_pb2
 from protos.encoder.v1.encoder_service_pb2_grpc import EncoderServiceStub
@@ -65,7 +65,7 @@ class Encoding:
             await self._on_a_replica(item, once, deadline)
         except PerceptError as error:
             if type(error) is InvalidRequestError and error.param is None:
-                # Not about the item: the encoder and the LLM service disagree.
+                # About neither the item nor its settings: the encoder and the LLM service disagree.
                 text = f"an item could not be delivered to the LLM service at {address}: {error.message}"
                 raise InternalError(text) from error
             raise
@@ -149,7 +149,12 @@ async def pause(seconds: float, deadline: Deadline) -> None:
 
 
 def _blaming(error: PerceptError, item: Item) -> PerceptError:
-    error.param = None if type(error) is InvalidRequestError and error.param is None else item.param
+    if type(error) is not InvalidRequestError:
+        error.param = item.param
+    elif error.param is not None and error.param.startswith(SETTINGS_PATH):
+        error.param = settings_name(error.param)
+    else:
+        error.param = None
     return error
 
 

@@ -23,6 +23,10 @@ MODALITIES: dict[Modality, media_pb2.Modality.ValueType] = {
 }
 
 
+SETTINGS_PATH = "item.settings"
+"""What errors of the encoder service call an item's settings."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One item, its bytes at hand.
@@ -54,6 +58,50 @@ def make_item(
 def file_item(payload: bytes, modality: Modality, settings: str, param: str) -> Item:
     """An item of a media file's bytes."""
     return make_item(payload, modality, media_pb2.MEDIA_FORM_FILE, settings, param)
+
+
+class ItemSettings:
+    """Canonical JSON of the settings of each modality's items: indexed by the modality."""
+
+    def __init__(
+        self,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """
+        Args:
+            mm_processor_kwargs: settings of the model's processor, for all items.
+            media_io_kwargs: how files are read, by modality: {"video": {"num_frames": 16}}.
+
+        Raises:
+            InvalidRequestError: one is no JSON object, or is for a modality that has no such settings.
+        """
+        processor, reading = dict(mm_processor_kwargs or {}), media_io_kwargs or {}
+        for modality in reading:
+            if modality != "video":
+                raise InvalidRequestError(
+                    f"media_io_kwargs has no {modality!r}; it takes video",
+                    param=f"media_io_kwargs.{modality}",
+                )
+        plain = canonical_settings(processor)
+        canonical_settings(reading, "media_io_kwargs")
+        video = {**processor, "media_io": reading["video"]} if reading.get("video") else processor
+        self._texts: dict[Modality, str] = {
+            "image": plain,
+            "video": canonical_settings(video),
+            "audio": plain,
+        }
+
+    def __getitem__(self, modality: Modality) -> str:
+        return self._texts[modality]
+
+
+def settings_name(path: str) -> str:
+    """The caller's name for a path in an item's settings that an error names."""
+    path = path.removeprefix(SETTINGS_PATH)
+    if path.startswith(".media_io"):
+        return "media_io_kwargs.video" + path.removeprefix(".media_io")
+    return "mm_processor_kwargs" + path
 
 
 def canonical_settings(settings: Mapping[str, Any] | None, param: str = "mm_processor_kwargs") -> str:

@@ -11,7 +11,7 @@ import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from percept.client.items import Item
+from percept.client.items import Item, ItemSettings
 from percept.client.media import items_of
 from protos.llm.v1 import llm_service_pb2
 from shared.errors import BadEmbeddingsError, InvalidRequestError
@@ -39,12 +39,12 @@ _ROLES = {"developer": "system"}
 
 
 def build_conversation(
-    messages: Sequence[Message], settings: str
+    messages: Sequence[Message], settings: ItemSettings
 ) -> tuple[llm_service_pb2.Conversation, list[Item]]:
     """The conversation and, in order of appearance, its media.
 
     Args:
-        settings: canonical JSON of processor settings, for every item that is no embedding.
+        settings: of every item that is no embedding.
 
     Raises:
         PerceptError: a message or a part has no proper form; its path is the param.
@@ -66,7 +66,7 @@ def build_conversation(
     return conversation, items
 
 
-def _parts(content: object, param: str, settings: str) -> list[str | list[Item]]:
+def _parts(content: object, param: str, settings: ItemSettings) -> list[str | list[Item]]:
     if isinstance(content, str):
         return [content]
     if not isinstance(content, Sequence):
@@ -74,7 +74,7 @@ def _parts(content: object, param: str, settings: str) -> list[str | list[Item]]
     return [_part(part, f"{param}[{index}]", settings) for index, part in enumerate(content)]
 
 
-def _part(part: object, param: str, settings: str) -> str | list[Item]:
+def _part(part: object, param: str, settings: ItemSettings) -> str | list[Item]:
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping):
@@ -86,9 +86,10 @@ def _part(part: object, param: str, settings: str) -> str | list[Item]:
         name, modality = _URLS[kind]
         value = part.get(name)
         url = value.get("url") if isinstance(value, Mapping) else value
-        return items_of(_text(url, f"{param}.{name}"), modality, settings, f"{param}.{name}")
+        return items_of(_text(url, f"{param}.{name}"), modality, settings[modality], f"{param}.{name}")
     if kind in _VALUES:
-        return items_of(_given(part, kind, param), _VALUES[kind], settings, f"{param}.{kind}")
+        modality = _VALUES[kind]
+        return items_of(_given(part, kind, param), modality, settings[modality], f"{param}.{kind}")
     if kind in _EMBEDDINGS:
         return _embeddings(_given(part, kind, param), _EMBEDDINGS[kind], f"{param}.{kind}")
     raise InvalidRequestError(f"a part's type is one of {_TYPES}; it is {kind!r}", param=f"{param}.type")

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from percept.client.items import Item, canonical_settings
+from percept.client.items import Item, ItemSettings
 from percept.client.media import items_of
 from percept.client.sampling import SamplingParams
 from protos.llm.v1 import llm_service_pb2
@@ -22,7 +22,8 @@ Prompt: TypeAlias = str | Mapping[str, Any]
 _MODALITIES: tuple[Modality, ...] = ("image", "video", "audio")
 # Caches here go by content, so names for media change nothing.
 _HINTS = frozenset({"multi_modal_uuids"})
-_KEYS = frozenset({"prompt", "prompt_token_ids", "multi_modal_data", "mm_processor_kwargs"}) | _HINTS
+_SETTINGS = frozenset({"mm_processor_kwargs", "media_io_kwargs"})
+_KEYS = frozenset({"prompt", "prompt_token_ids", "multi_modal_data"}) | _SETTINGS | _HINTS
 
 
 def new_request(sampling: SamplingParams, model: str) -> llm_service_pb2.GenerateRequest:
@@ -82,10 +83,10 @@ def _items(given: Mapping[str, Any]) -> list[Item]:
                 f"multi_modal_data has no {name!r}; it takes {', '.join(_MODALITIES)}",
                 param=f"multi_modal_data.{name}",
             )
-    settings = canonical_settings(given.get("mm_processor_kwargs"))
+    settings = ItemSettings(given.get("mm_processor_kwargs"), given.get("media_io_kwargs"))
     return [
         item
         for modality in _MODALITIES
         if data.get(modality) is not None
-        for item in items_of(data[modality], modality, settings, f"multi_modal_data.{modality}")
+        for item in items_of(data[modality], modality, settings[modality], f"multi_modal_data.{modality}")
     ]

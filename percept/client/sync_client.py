@@ -126,7 +126,7 @@ class Client:
         Args:
             prompts: each is text, or {"prompt": text} or {"prompt_token_ids": ids}, with
                 "multi_modal_data": {"image": ..., "video": ..., "audio": ...} for its placeholders and
-                "mm_processor_kwargs" for its media. What stands for a medium is in
+                "mm_processor_kwargs" and "media_io_kwargs" for its media. What stands for a medium is in
                 `percept.client.media.items_of`: PIL pictures, arrays, files, bytes, embeddings, lists.
             sampling: one for all, or one for each.
             progress: show a bar for many prompts, where standard error is a terminal.
@@ -153,6 +153,7 @@ class Client:
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
         timeout_s: float | None = None,
     ) -> Answer: ...
 
@@ -166,6 +167,7 @@ class Client:
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[Delta]: ...
 
@@ -178,6 +180,7 @@ class Client:
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
         timeout_s: float | None = None,
     ) -> Answer | Iterator[Delta]:
         """Continues a conversation, rendered with the checkpoint's chat template.
@@ -191,11 +194,13 @@ class Client:
             add_generation_prompt: open the assistant's turn; None means yes.
             continue_final_message: leave the last message open and continue it.
             mm_processor_kwargs: processor settings of the media.
+            media_io_kwargs: how files are read, {"video": {"num_frames": 16}} or {"video": {"fps": 2}}.
         """
         options: dict[str, Any] = {
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
             "mm_processor_kwargs": mm_processor_kwargs,
+            "media_io_kwargs": media_io_kwargs,
             "timeout_s": timeout_s,
         }
         if not stream:
@@ -219,6 +224,7 @@ class Client:
         *,
         modality: Modality | None = None,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
         timeout_s: float | None = None,
     ) -> Embeddings:
         """Encodes one item and returns its embeddings, ready to be sent back in a prompt.
@@ -227,10 +233,15 @@ class Client:
             media: as in `generate`.
             modality: what it is of; by its type, name or first bytes where None.
             mm_processor_kwargs: processor settings.
+            media_io_kwargs: as in `chat`.
         """
         return self._run(
             self._client.encode(
-                media, modality=modality, mm_processor_kwargs=mm_processor_kwargs, timeout_s=timeout_s
+                media,
+                modality=modality,
+                mm_processor_kwargs=mm_processor_kwargs,
+                media_io_kwargs=media_io_kwargs,
+                timeout_s=timeout_s,
             )
         )
 
@@ -241,6 +252,7 @@ class Client:
         *,
         modality: Modality | None = None,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
         progress: bool = True,
         return_errors: Literal[False] = False,
         timeout_s: float | None = None,
@@ -253,6 +265,7 @@ class Client:
         *,
         modality: Modality | None = None,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
         progress: bool = True,
         return_errors: bool,
         timeout_s: float | None = None,
@@ -264,6 +277,7 @@ class Client:
         *,
         modality: Modality | None = None,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
         progress: bool = True,
         return_errors: bool = False,
         timeout_s: float | None = None,
@@ -274,6 +288,7 @@ class Client:
                 media,
                 modality=modality,
                 mm_processor_kwargs=mm_processor_kwargs,
+                media_io_kwargs=media_io_kwargs,
                 progress=progress,
                 return_errors=return_errors,
                 timeout_s=timeout_s,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from percept.client.items import ItemSettings
     from percept.offline.encode import Job, Outcome
     from shared.families.catalogue import Modality
 
@@ -32,6 +33,9 @@ def encode(
     mm_processor_kwargs: Annotated[
         str, typer.Option(help='Processor settings as JSON, for example {"max_pixels": 100352}.')
     ] = "{}",
+    media_io_kwargs: Annotated[
+        str, typer.Option(help='How files are read, as JSON, for example {"video": {"num_frames": 16}}.')
+    ] = "{}",
     modality: Annotated[
         str | None, typer.Option(help="image, video or audio; each by its file's name if unset.")
     ] = None,
@@ -41,11 +45,16 @@ def encode(
     ] = None,
 ) -> None:
     """Encodes files. What is there already is skipped; exit status 1 if one failed."""
+    from percept.client.items import ItemSettings
     from percept.offline.encode import plan
     from shared.errors import PerceptError
 
     try:
-        settings, kind = _settings(mm_processor_kwargs), _modality(modality)
+        kind = _modality(modality)
+        settings = ItemSettings(
+            _object("--mm-processor-kwargs", mm_processor_kwargs),
+            _object("--media-io-kwargs", media_io_kwargs),
+        )
         jobs = plan(files, out)
     except (PerceptError, ValueError) as error:
         print(f"percept encode: {error}", file=sys.stderr)
@@ -60,14 +69,14 @@ def encode(
     _tell(outcome)
 
 
-def _settings(text: str) -> dict[str, Any]:
+def _object(flag: str, text: str) -> dict[str, Any]:
     try:
-        settings = json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"--mm-processor-kwargs: {error}") from None
-    if not isinstance(settings, dict):
-        raise ValueError("--mm-processor-kwargs: a JSON object is needed")
-    return settings
+        raise ValueError(f"{flag}: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{flag}: a JSON object is needed")
+    return value
 
 
 def _modality(name: str | None) -> Modality | None:
@@ -80,7 +89,7 @@ def _modality(name: str | None) -> Modality | None:
 async def _run(
     jobs: list[Job],
     address: str,
-    settings: dict[str, Any],
+    settings: ItemSettings,
     modality: Modality | None,
     timeout_s: float,
     concurrency: int | None,

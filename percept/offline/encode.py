@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from percept.client.async_client import AsyncClient
-from percept.client.items import Item, canonical_settings
+from percept.client.items import Item, ItemSettings
 from percept.client.media import guess_modality, items_of
 from shared.errors import BadEmbeddingsError, InvalidRequestError, PerceptError
 from shared.families.catalogue import Modality
@@ -90,14 +90,14 @@ def _files(source: Path) -> Iterator[tuple[Path, Path]]:
 class Encoder:
     """Carries jobs out, several at a time."""
 
-    def __init__(self, client: AsyncClient, settings: Mapping[str, Any], modality: Modality | None) -> None:
+    def __init__(self, client: AsyncClient, settings: ItemSettings, modality: Modality | None) -> None:
         """
         Args:
-            settings: processor settings of every item.
+            settings: of every item.
             modality: what the files are of; each by its name where None.
         """
         self._client = client
-        self._settings = canonical_settings(settings)
+        self._settings = settings
         self._modality = modality
         self._model = ""
 
@@ -183,7 +183,7 @@ class Encoder:
             raise _FileError(source, "it holds embeddings, not media")
         modality = self._modality or guess_modality(source)
         try:
-            (item,) = items_of(source, modality, self._settings, "")
+            (item,) = items_of(source, modality, self._settings[modality], "")
         except PerceptError as error:
             raise _FileError(source, str(error).removeprefix(f"{source}: ")) from None
         return item, modality

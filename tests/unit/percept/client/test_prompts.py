@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from percept.client.items import ItemSettings
 from percept.client.messages import build_conversation
 from percept.client.prompts import build_prompt
 from percept.client.sampling import SamplingParams, sampling_name
@@ -57,6 +58,8 @@ def test_an_empty_list_of_tokens_is_not_text() -> None:
         ({"prompt": "a", "cache_salt": "b"}, "cache_salt"),
         ({"prompt": "a", "multi_modal_data": [PIXELS]}, "multi_modal_data"),
         ({"prompt": "a", "multi_modal_data": {"images": PIXELS}}, "multi_modal_data.images"),
+        ({"prompt": "a", "media_io_kwargs": {"image": {}}}, "media_io_kwargs.image"),
+        ({"prompt": "a", "media_io_kwargs": {"video": {"fps": object()}}}, "media_io_kwargs"),
         ({"prompt": "a", "multi_modal_data": {"image": [PIXELS, 3]}}, "multi_modal_data.image[1]"),
     ],
 )
@@ -136,13 +139,18 @@ def test_messages_and_their_media() -> None:
                 ],
             },
         ],
-        '{"a":1}',
+        ItemSettings({"a": 1}, {"video": {"fps": 2}}),
     )
     assert [message.role for message in conversation.messages] == ["system", "user"]
     parts = conversation.messages[1].parts
     assert [part.text or part.media_index for part in parts] == ["look: ", 0, 1, 2, 3, 4, 5, "what?"]
     assert items[0].payload == items[1].payload == b"picture"
-    assert [item.wire.settings for item in items] == ['{"a":1}'] * 4 + ["", ""]
+    assert [item.wire.settings for item in items] == [
+        *['{"a":1}'] * 3,
+        '{"a":1,"media_io":{"fps":2}}',
+        "",
+        "",
+    ]
     fields = media_pb2.PrecomputedEmbeddings.FromString(items[4].payload).fields
     assert {field.name: field.data for field in fields} == {
         "image_embeds": b"rows",
@@ -165,12 +173,12 @@ def test_messages_and_their_media() -> None:
 )
 def test_what_is_no_part(part: Any, param: str) -> None:
     with pytest.raises(PerceptError) as caught:
-        build_conversation([{"role": "user", "content": [part]}], "")
+        build_conversation([{"role": "user", "content": [part]}], ItemSettings())
     assert caught.value.param == param
 
 
 @pytest.mark.parametrize("message", [3, {}, {"role": "user"}, {"role": "user", "content": 3}])
 def test_what_is_no_message(message: Any) -> None:
     with pytest.raises(PerceptError) as caught:
-        build_conversation([message], "")
+        build_conversation([message], ItemSettings())
     assert caught.value.param is not None and caught.value.param.startswith("messages[0]")
