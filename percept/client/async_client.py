@@ -18,6 +18,7 @@ from percept.client.items import Item, ItemSettings
 from percept.client.media import guess_modality, items_of
 from percept.client.messages import Message, build_conversation
 from percept.client.prompts import Prompt, build_prompt, new_request
+from percept.client.questions import Questions
 from percept.client.sampling import SamplingParams
 from percept.client.served import ServedModel
 from percept.client.stream import DeltaStream
@@ -26,6 +27,7 @@ from protos.llm.v1 import llm_service_pb2
 from shared.deadline import Deadline
 from shared.errors import InvalidRequestError, PerceptError, UnavailableError
 from shared.families.catalogue import Modality
+from shared.settings import checked_address
 
 if TYPE_CHECKING:
     from percept.client.embeddings import Embeddings
@@ -63,6 +65,7 @@ class AsyncClient:
         if delivery_address is not None and len(_addresses(llm, "llm")) > 1:
             raise InvalidRequestError("a delivery address is one LLM service's", param="delivery_address")
         self._encoders, self._llms = encoders, llms
+        self._questions = Questions(llms)
         self._encoding = Encoding(encoders)
         self._conducting = Conducting(llms, self._encoding, delivery_address)
         self._model = model
@@ -309,34 +312,16 @@ class AsyncClient:
         else:
             conversation, _ = await asyncio.to_thread(build_conversation, prompt, ItemSettings())
             request.conversation.CopyFrom(conversation)
-        deadline = self._deadline(timeout_s)
-        (replica, *_) = await self._llms.all()
-        with replica.call():
-            answer = await replica.stub.Tokenize(request, timeout=deadline.remaining_s())
-        return list(answer.token_ids)
+        return await self._questions.token_ids(request, self._deadline(timeout_s))
 
     async def detokenize(self, token_ids: Sequence[int], *, timeout_s: float | None = None) -> str:
         """See `Client.detokenize`."""
         request = llm_service_pb2.DetokenizeRequest(model=self._model, token_ids=token_ids)
-        deadline = self._deadline(timeout_s)
-        (replica, *_) = await self._llms.all()
-        with replica.call():
-            answer = await replica.stub.Detokenize(request, timeout=deadline.remaining_s())
-        return answer.text
+        return await self._questions.text(request, self._deadline(timeout_s))
 
     async def model(self, *, timeout_s: float | None = None) -> ServedModel:
         """See `Client.model`."""
-        deadline = self._deadline(timeout_s)
-        fault: PerceptError | None = None
-        for replica in await self._llms.all():
-            try:
-                with replica.call():
-                    request = llm_service_pb2.GetModelRequest()
-                    answer = await replica.stub.GetModel(request, timeout=deadline.remaining_s())
-                return ServedModel.from_wire(answer)
-            except UnavailableError as error:
-                fault = error
-        raise fault or UnavailableError("there is no LLM service")
+        return ServedModel.from_wire(await self._questions.model(self._deadline(timeout_s)))
 
     async def encoder_model(self, *, timeout_s: float | None = None) -> encoder_service_pb2.GetModelResponse:
         """What the encoder services serve."""
@@ -360,17 +345,7 @@ class AsyncClient:
         """How many prompts run at once: as many as the LLM services accept."""
         if self._max_concurrency is not None or count < 2:
             return self._max_concurrency or 1
-        deadline = self._deadline(None)
-        room = 0
-        for replica in await self._llms.all():
-            try:
-                with replica.call():
-                    request = llm_service_pb2.GetStatusRequest()
-                    status = await replica.stub.GetStatus(request, timeout=deadline.remaining_s())
-                room += status.max_pending_request_count
-            except UnavailableError:
-                continue
-        return max(1, min(_MOST_AT_ONCE, room))
+        return max(1, min(_MOST_AT_ONCE, await self._questions.room(self._deadline(None))))
 
     async def encoder_concurrency(self) -> int:
         """How many items run at once: as many as the encoder services accept."""
@@ -383,8 +358,6 @@ class AsyncClient:
 
 def _addresses(given: Addresses, param: str) -> tuple[str, ...]:
     addresses = tuple(part.strip() for part in given.split(",")) if isinstance(given, str) else tuple(given)
-    from shared.settings import checked_address
-
     try:
         return tuple(checked_address(address, lowest_port=1) for address in addresses)
     except ValueError as error:
