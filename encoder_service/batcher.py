@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import insort
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -24,7 +25,7 @@ RunTower = Callable[[Sequence[Features]], Awaitable[list[EncodedItem]]]
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An item that went through the tower, and its share of the time, in seconds."""
+    """An item, or a part of one, that went through the tower, and its share of the time, in seconds."""
 
     item: EncodedItem
     queue_seconds: float
@@ -32,11 +33,33 @@ class Encoded:
 
 
 @dataclass(slots=True, eq=False)
-class _Entry:
-    turn: int
+class _Part:
+    """What goes into one run."""
+
     features: Features
     answer: asyncio.Future[Encoded]
+    is_last: bool
     waiting: Stopwatch = field(default_factory=Stopwatch)
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """An item in the queue.
+
+    Attributes:
+        turn: the item's own.
+        place: where it stands in the queue: its turn at first, later that of others.
+        parts: those that are still to run, in order.
+    """
+
+    turn: int
+    place: int
+    parts: deque[_Part]
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of the part that is next."""
+        return self.parts[0].features.token_cost
 
 
 class Batcher:
@@ -45,6 +68,11 @@ class Batcher:
     While a run goes on, what arrives makes up the next. An idle tower waits for
     company while there is some to expect, and for those whose turn is earlier:
     the LLM can do nothing with a prompt's second picture before the first.
+
+    An item in parts goes to the queue's end after each of them, so that a long
+    video holds up those who come after it by one part, not by all. Whoever comes
+    later stands behind the part that waits there. No run has two parts of an item:
+    the rows of the first would wait for the second.
 
     Args:
         run: runs the tower on a batch; answers in its order.
@@ -76,29 +104,38 @@ class Batcher:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def submit(self, features: Features, turn: int) -> asyncio.Future[Encoded]:
-        """Waits for room in the queue, and returns the answer to come.
+    async def submit(self, parts: Sequence[Features], turn: int) -> list[asyncio.Future[Encoded]]:
+        """Waits for room in the queue, and returns the answers to come, one for each part.
 
-        A caller who goes cancels the answer: the item is then not run.
+        A caller who goes cancels all of them: what has not run is then not run.
 
         Args:
+            parts: those of one item, in order; at least one.
             turn: the lower, the sooner; counted up over all items.
         """
+        loop = asyncio.get_running_loop()
+        last = len(parts) - 1
+        waiting = deque(_Part(part, loop.create_future(), index == last) for index, part in enumerate(parts))
+        answers = [part.answer for part in waiting]
+        entry = _Entry(turn, turn, waiting)
         async with self._changed:
-            await self._changed.wait_for(lambda: self._has_room(features, turn))
-            entry = _Entry(turn, features, asyncio.get_running_loop().create_future())
-            insort(self._queue, entry, key=lambda queued: queued.turn)
+            await self._changed.wait_for(lambda: self._has_room(entry))
+            self._enqueue(entry)
             self._changed.notify_all()
-        return entry.answer
+        return answers
 
-    def _has_room(self, features: Features, turn: int) -> bool:
+    def _enqueue(self, entry: _Entry) -> None:
+        entry.parts[0].waiting = Stopwatch()
+        insort(self._queue, entry, key=lambda queued: queued.place)
+
+    def _has_room(self, entry: _Entry) -> bool:
         # Whose turn it is must not stand behind the queue; there are no more of these than workers.
-        if not self._queue or turn < self._queue[0].turn:
+        if not self._queue or entry.place < self._queue[0].place:
             return True
-        return self._queued_token_count() + features.token_cost <= _QUEUED_BATCHES * self._max_token_count
+        return self._queued_token_count() + entry.token_count <= _QUEUED_BATCHES * self._max_token_count
 
     def _queued_token_count(self) -> int:
-        return sum(entry.features.token_cost for entry in self._queue)
+        return sum(entry.token_count for entry in self._queue)
 
     async def _loop(self) -> None:
         while True:
@@ -106,7 +143,7 @@ class Batcher:
             if batch:
                 await self._answer(batch)
 
-    async def _next_batch(self) -> list[_Entry]:
+    async def _next_batch(self) -> list[_Part]:
         async with self._changed:
             await self._changed.wait_for(lambda: bool(self._queue))
             if self._max_wait_s > 0 and not self._is_enough():
@@ -128,21 +165,32 @@ class Batcher:
         except TimeoutError:
             return
 
-    def _take(self) -> list[_Entry]:
-        batch: list[_Entry] = []
+    def _take(self) -> list[_Part]:
+        batch: list[_Part] = []
+        unfinished: list[_Entry] = []
         token_count = 0
         while self._queue:
-            cost = self._queue[0].features.token_cost
+            cost = self._queue[0].token_count
             if batch and token_count + cost > self._max_token_count:
                 break
             entry = self._queue.pop(0)
-            # Whoever left has cancelled the answer before the tower works for nobody.
-            if not entry.answer.done():
-                batch.append(entry)
-                token_count += cost
+            # Whoever left has cancelled the answers before the tower works for nobody.
+            if entry.parts[0].answer.done():
+                continue
+            batch.append(entry.parts.popleft())
+            token_count += cost
+            if entry.parts:
+                unfinished.append(entry)
+        for entry in unfinished:
+            self._to_the_end(entry)
         return batch
 
-    async def _answer(self, batch: list[_Entry]) -> None:
+    def _to_the_end(self, entry: _Entry) -> None:
+        if self._queue:
+            entry.place = max(entry.place, self._queue[-1].place)
+        self._enqueue(entry)
+
+    async def _answer(self, batch: list[_Part]) -> None:
         try:
             await self._run_batch(batch)
         except Exception as fault:
@@ -150,22 +198,22 @@ class Batcher:
                 _settle_failure(batch[0], fault)
                 return
             logger.warning("a batch of %d failed; its items run alone", len(batch), exc_info=fault)
-            for entry in batch:
-                if not entry.answer.done():
-                    await self._answer([entry])
+            for part in batch:
+                if not part.answer.done():
+                    await self._answer([part])
 
-    async def _run_batch(self, batch: list[_Entry]) -> None:
-        queue_seconds = [entry.waiting.seconds() for entry in batch]
+    async def _run_batch(self, batch: list[_Part]) -> None:
+        queue_seconds = [part.waiting.seconds() for part in batch]
         stopwatch = Stopwatch()
-        items = await self._run([entry.features for entry in batch])
+        items = await self._run([part.features for part in batch])
         encode_seconds = stopwatch.seconds()
         self.run_count += 1
-        self.item_count += len(batch)
-        for entry, item, waited in zip(batch, items, queue_seconds, strict=True):
-            if not entry.answer.done():
-                entry.answer.set_result(Encoded(item, waited, encode_seconds))
+        self.item_count += sum(part.is_last for part in batch)
+        for part, item, waited in zip(batch, items, queue_seconds, strict=True):
+            if not part.answer.done():
+                part.answer.set_result(Encoded(item, waited, encode_seconds))
 
 
-def _settle_failure(entry: _Entry, fault: Exception) -> None:
-    if not entry.answer.done():
-        entry.answer.set_exception(fault)
+def _settle_failure(part: _Part, fault: Exception) -> None:
+    if not part.answer.done():
+        part.answer.set_exception(fault)

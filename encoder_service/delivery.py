@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 
 import grpc
@@ -153,7 +153,7 @@ def _blamed(fault: grpc.aio.AioRpcError, address: str) -> PerceptError:
 
 
 async def _send(call: PutCall, header: PutRequest, encoding: Encoding) -> float:
-    """Sends the header now and the rows when they are there. Returns the seconds that the rows took.
+    """Sends the header now and the rows as they come. Returns the seconds from the first row to the last.
 
     An LLM service that has the item already, or needs it no more, may answer at
     any time: the rest is then not sent.
@@ -162,15 +162,20 @@ async def _send(call: PutCall, header: PutRequest, encoding: Encoding) -> float:
     # A write fails where the call has ended meanwhile; the call's end tells how.
     with suppress(*_FAILED_WRITE):
         await call.write(header)
-    item = await _rows_or_end(call, encoding)
-    stopwatch = Stopwatch()
-    if item is not None:
+    stopwatch = None
+    row_count = 0
+    async with aclosing(_until_end(call, encoding)) as parts:
+        async for part in parts:
+            stopwatch = stopwatch or Stopwatch()
+            with suppress(*_FAILED_WRITE):
+                for frame in chunk_frames(part, row_count):
+                    await call.write(frame)
+            row_count += part.info.row_count
+    if not call.done():
         with suppress(*_FAILED_WRITE):
-            for frame in chunk_frames(item):
-                await call.write(frame)
             await call.done_writing()
     await end.raise_for_status()
-    return stopwatch.seconds()
+    return 0.0 if stopwatch is None else stopwatch.seconds()
 
 
 def _put(channel: grpc.aio.Channel) -> grpc.aio.StreamUnaryMultiCallable[PutRequest | bytes, PutResponse]:
@@ -184,39 +189,64 @@ def _serialized(frame: PutRequest | bytes) -> bytes:
     return frame if isinstance(frame, bytes) else frame.SerializeToString()
 
 
-async def _rows_or_end(call: PutCall, encoding: Encoding) -> EncodedItem | None:
-    """Waits for the rows; gives None as soon as the call ended without them."""
+async def _until_end(call: PutCall, encoding: Encoding) -> AsyncGenerator[EncodedItem, None]:
+    """The item's parts, as long as the call has not ended without the rest."""
     ended = asyncio.ensure_future(call.code())
-    rows = asyncio.ensure_future(encoding.item())
+    parts = aiter(encoding.parts())
+    part: asyncio.Future[EncodedItem | None] | None = None
     try:
-        await asyncio.wait([ended, rows], return_when=asyncio.FIRST_COMPLETED)
-        return None if ended.done() else rows.result()
+        while True:
+            part = asyncio.ensure_future(_next_part(parts))
+            await asyncio.wait([ended, part], return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return
+            found = part.result()
+            if found is None:
+                return
+            yield found
     finally:
         ended.cancel()
-        rows.cancel()
+        if part is not None:
+            part.cancel()
 
 
-def tensor_chunks(item: EncodedItem) -> Iterator[tensor_pb2.TensorChunk]:
-    """An item's bytes as the wire's chunks, tensor by tensor."""
-    for index, tensor in enumerate(item.tensors.values()):
-        data = memoryview(tensor.data).cast("B")
-        for start, end in chunk_ranges(len(data)):
-            yield tensor_pb2.TensorChunk(tensor_index=index, byte_offset=start, data=bytes(data[start:end]))
+async def _next_part(parts: AsyncIterator[EncodedItem]) -> EncodedItem | None:
+    return await anext(parts, None)
 
 
-def chunk_frames(item: EncodedItem) -> Iterator[bytes]:
+def tensor_chunks(part: EncodedItem, first_row: int = 0) -> Iterator[tensor_pb2.TensorChunk]:
+    """An item's bytes as the wire's chunks, tensor by tensor.
+
+    Args:
+        first_row: of a part, where it begins in its item.
+    """
+    for index, start, data in _pieces(part, first_row):
+        yield tensor_pb2.TensorChunk(tensor_index=index, byte_offset=start, data=bytes(data))
+
+
+def chunk_frames(part: EncodedItem, first_row: int = 0) -> Iterator[bytes]:
     """An item's rows as serialised `PutEmbeddingsRequest` frames.
 
     Each byte is copied once. Messages would have it copied into the chunk, from
     there into the frame and out of it again.
+
+    Args:
+        first_row: of a part, where it begins in its item.
     """
-    for index, tensor in enumerate(item.tensors.values()):
+    for index, start, data in _pieces(part, first_row):
+        head = tensor_pb2.TensorChunk(tensor_index=index, byte_offset=start).SerializeToString()
+        head += _DATA_TAG + _varint(len(data))
+        outer = _CHUNK_TAG + _varint(len(head) + len(data))
+        yield b"".join((outer, head, data))
+
+
+def _pieces(part: EncodedItem, first_row: int) -> Iterator[tuple[int, int, memoryview]]:
+    """Index of the tensor, place in it, and bytes of each chunk."""
+    for index, tensor in enumerate(part.tensors.values()):
         data = memoryview(tensor.data).cast("B")
+        begin = first_row * (len(data) // part.info.row_count)
         for start, end in chunk_ranges(len(data)):
-            head = tensor_pb2.TensorChunk(tensor_index=index, byte_offset=start).SerializeToString()
-            head += _DATA_TAG + _varint(end - start)
-            outer = _CHUNK_TAG + _varint(len(head) + end - start)
-            yield b"".join((outer, head, data[start:end]))
+            yield index, begin + start, data[start:end]
 
 
 def _tag(message: Descriptor, field: str) -> bytes:

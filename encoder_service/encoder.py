@@ -47,6 +47,10 @@ class Encoder:
             TensorLayout(name, self._data_type, (info.row_count, width)) for name, width in widths.items()
         )
 
+    def split(self, features: Features) -> list[Features]:
+        """The parts in which an item is encoded; see `Tower`."""
+        return self._loaded().split(features)
+
     async def run(self, batch: Sequence[Features]) -> list[EncodedItem]:
         """Encodes a batch, in its order."""
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""An item on its way to embeddings: decoded, laid out, encoded, kept.
+"""An item on its way to embeddings: decoded, laid out, encoded part by part, kept.
 
 Knows the order of the stages and lets identical items share one run. Does not
 know callers' streams nor where embeddings go.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from encoder_service.encoder import Encoder
 from encoder_service.media.messages import Job
 from encoder_service.media.pool import WorkerPool
 from encoder_service.single_flight import Flight, SingleFlight
-from shared.families.base import EncodedItem, MediaInfo
+from shared.families.base import EncodedItem, MediaInfo, RawTensor
 from shared.telemetry import Stopwatch
 from shared.wire import TensorLayout, layouts_of
 
@@ -41,6 +41,14 @@ class Timings:
     encode_seconds: float = 0.0
     cache_hit: bool = False
 
+    def with_run(self, encoded: Encoded) -> Timings:
+        """These, and those of a run of the tower: of one more part, where there are several."""
+        return replace(
+            self,
+            queue_seconds=self.queue_seconds + encoded.queue_seconds,
+            encode_seconds=self.encode_seconds + encoded.encode_seconds,
+        )
+
 
 class Encoding(Protocol):
     """An item's embeddings, there or to come."""
@@ -53,11 +61,13 @@ class Encoding(Protocol):
         """
         ...
 
-    async def item(self) -> EncodedItem:
-        """Waits until the rows are there.
+    def parts(self) -> AsyncIterator[EncodedItem]:
+        """The rows as they come, in order: those of a video by groups of frames, others whole.
+
+        May be asked for again, and then starts from the first.
 
         Raises:
-            PerceptError: the item cannot be encoded.
+            PerceptError: the item cannot be encoded, or not to its end.
         """
         ...
 
@@ -76,9 +86,9 @@ class Kept:
         """The item's layout, at once."""
         return _layout_of(self._item)
 
-    async def item(self) -> EncodedItem:
+    async def parts(self) -> AsyncIterator[EncodedItem]:
         """The item, at once."""
-        return self._item
+        yield self._item
 
     def timings(self) -> Timings:
         """Nothing but a hit."""
@@ -86,11 +96,25 @@ class Kept:
 
 
 class _Progress:
-    """What a run tells while it goes on."""
+    """What a run tells while it goes on.
+
+    Attributes:
+        parts: those that are there.
+        more: done when there is one more than before.
+    """
 
     def __init__(self) -> None:
-        self.layout: asyncio.Future[Layout] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.layout: asyncio.Future[Layout] = loop.create_future()
         self.timings = Timings()
+        self.parts: list[EncodedItem] = []
+        self.more: asyncio.Future[None] = loop.create_future()
+
+    def add(self, part: EncodedItem) -> None:
+        """Tells of one more part."""
+        self.parts.append(part)
+        told, self.more = self.more, asyncio.get_running_loop().create_future()
+        told.set_result(None)
 
 
 class Shared:
@@ -106,9 +130,17 @@ class Shared:
         await self._flight.first_of(known)
         return known.result()
 
-    async def item(self) -> EncodedItem:
-        """Waits for the rows."""
-        return await self._flight.result()
+    async def parts(self) -> AsyncIterator[EncodedItem]:
+        """Waits for each part, or for the run's failure."""
+        progress = self._flight.progress
+        missing = (await self.layout()).info.row_count
+        for index in itertools.count():
+            if missing == 0:
+                return
+            if index == len(progress.parts):
+                await self._flight.first_of(progress.more)
+            yield progress.parts[index]
+            missing -= progress.parts[index].info.row_count
 
     def timings(self) -> Timings:
         """The run's own for the caller who started it; those who joined only waited."""
@@ -127,6 +159,9 @@ class Encodings:
         # A place is given on only when the batcher took the features, so that
         # decoding never runs far ahead of the tower.
         self._places = asyncio.Semaphore(pool.worker_count)
+        # A video's frames stay in memory until its last part is encoded, which takes long: so
+        # many at a time, and each only while it is decoded holds a place that others wait for.
+        self._long_places = asyncio.Semaphore(pool.worker_count)
         self._turns = itertools.count()
         self._coming: set[int] = set()
 
@@ -179,6 +214,18 @@ class Encodings:
     async def _encode(
         self, progress: _Progress, turn: int, key: str, job: Job, payload: bytes
     ) -> EncodedItem:
+        # First: who waits for a video's place must not have a decoder's.
+        async with self._long_places if job.modality == "video" else nullcontext():
+            answers = await self._begun(progress, turn, job, payload)
+            if not isinstance(answers, EncodedItem):
+                answers = await self._finished(progress, answers)
+        self._cache.put(key, answers)
+        return answers
+
+    async def _begun(
+        self, progress: _Progress, turn: int, job: Job, payload: bytes
+    ) -> EncodedItem | list[asyncio.Future[Encoded]]:
+        """Decodes an item and hands its parts to the batcher. Gives the answers, or what needs no tower."""
         stopwatch = Stopwatch()
         with self.coming(turn):
             async with self._places:
@@ -187,24 +234,40 @@ class Encodings:
                 progress.timings = Timings(waited, stopwatch.seconds() - waited)
                 if isinstance(result, EncodedItem):
                     progress.layout.set_result(_layout_of(result))
-                    self._cache.put(key, result)
+                    progress.add(result)
                     return result
                 progress.layout.set_result(Layout(result.info, self._encoder.layouts(result.info)))
-                answer = await self._batcher.submit(result, turn)
-        return await self._encoded(progress, key, answer)
+                return await self._batcher.submit(self._encoder.split(result), turn)
 
-    async def _encoded(self, progress: _Progress, key: str, answer: asyncio.Future[Encoded]) -> EncodedItem:
-        encoded = await answer
-        assert tuple(layouts_of(encoded.item.tensors)) == progress.layout.result().tensors, (
-            "a tower gives what its layout promised"
-        )
-        progress.timings = replace(
-            progress.timings,
-            queue_seconds=progress.timings.queue_seconds + encoded.queue_seconds,
-            encode_seconds=encoded.encode_seconds,
-        )
-        self._cache.put(key, encoded.item)
-        return encoded.item
+    async def _finished(self, progress: _Progress, answers: Sequence[asyncio.Future[Encoded]]) -> EncodedItem:
+        """Tells of each part when it is there. Gives the whole."""
+        layout = progress.layout.result()
+        try:
+            for answer in answers:
+                encoded = await answer
+                assert tuple(layouts_of(encoded.item.tensors)) == self._encoder.layouts(encoded.item.info), (
+                    "a tower gives what its layout promised"
+                )
+                progress.timings = progress.timings.with_run(encoded)
+                progress.add(encoded.item)
+        finally:
+            # When nobody waits any more, or a part failed, the others need not run.
+            for answer in answers:
+                answer.cancel()
+        item = joined(layout.info, progress.parts)
+        assert tuple(layouts_of(item.tensors)) == layout.tensors, "parts make up the whole"
+        return item
+
+
+def joined(info: MediaInfo, parts: Sequence[EncodedItem]) -> EncodedItem:
+    """One item of the rows of all its parts."""
+    if len(parts) == 1:
+        return parts[0]
+    tensors = {}
+    for name, first in parts[0].tensors.items():
+        data = b"".join(memoryview(part.tensors[name].data).cast("B") for part in parts)
+        tensors[name] = RawTensor(first.data_type, (info.row_count, *first.shape[1:]), data)
+    return EncodedItem(info, tensors)
 
 
 def _layout_of(item: EncodedItem) -> Layout:

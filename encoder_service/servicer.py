@@ -150,14 +150,17 @@ class EncoderServicer(encoder_service_pb2_grpc.EncoderServiceServicer):
 
 
 async def _returned(key: str, encoding: Encoding) -> AsyncIterator[EncodeResponse]:
-    """The frames that carry an item back to its caller."""
+    """The frames that carry an item back to its caller, each part's as soon as it is there."""
     layout = await encoding.layout()
-    item = await encoding.item()
-    stopwatch = Stopwatch()
     yield EncodeResponse(header=header_to_wire(key, layout.info, layout.tensors))
-    for chunk in tensor_chunks(item):
-        yield EncodeResponse(chunk=chunk)
-    yield _trailer(encoding, stopwatch.seconds())
+    stopwatch = None
+    row_count = 0
+    async for part in encoding.parts():
+        stopwatch = stopwatch or Stopwatch()
+        for chunk in tensor_chunks(part, row_count):
+            yield EncodeResponse(chunk=chunk)
+        row_count += part.info.row_count
+    yield _trailer(encoding, 0.0 if stopwatch is None else stopwatch.seconds())
 
 
 def _trailer(encoding: Encoding, transfer_seconds: float) -> EncodeResponse:

@@ -306,7 +306,7 @@ REFUSALS: list[tuple[bytes, dict[str, Any], type[PerceptError]]] = [
     (png(noise(10)), {"sent": png(noise(10)) + bytes(700_000)}, InvalidRequestError),
     (png(noise(10)), {"byte_count": 3 * 1024**2}, MediaTooLargeError),
     (png(noise(10)), {"byte_count": 0}, InvalidRequestError),
-    (png(noise(10)), {"modality": media_pb2.MODALITY_VIDEO}, UnsupportedMediaError),
+    (png(noise(10)), {"modality": media_pb2.MODALITY_AUDIO}, UnsupportedMediaError),
     (png(noise(10)), {"settings": "[]"}, InvalidRequestError),
     (png(noise(10)), {"settings": '{"no_such_setting":1}'}, InvalidRequestError),
     (b"<html></html>", {}, BadMediaError),
@@ -412,7 +412,7 @@ async def test_a_full_queue_refuses_with_a_delay_and_recovers(stub: Stub) -> Non
 async def test_get_model_and_status(stub: Stub) -> None:
     model = await stub.GetModel(encoder_service_pb2.GetModelRequest(), timeout=5)
     assert (model.model, model.family, model.hidden_size) == ("tiny", "qwen2_vl", HIDDEN_SIZE)
-    assert list(model.modalities) == [media_pb2.MODALITY_IMAGE]
+    assert list(model.modalities) == [media_pb2.MODALITY_IMAGE, media_pb2.MODALITY_VIDEO]
     assert model.max_payload_byte_count == 2 * 1024**2
     now = await status(stub)
     assert now.max_pending_item_count == 64 and now.pending_item_count == 0

@@ -33,6 +33,7 @@ class Receiver(embedding_service_pb2_grpc.EmbeddingServiceServicer):
     Attributes:
         headers: of all pushes, in order of arrival.
         items: the tensors' bytes of whole pushes, by key.
+        received: bytes of each tensor of the latest push that are here.
         cancelled: pushes that broke off.
         remaining_s: what the last push left us of its deadline; None where it set none.
     """
@@ -41,6 +42,7 @@ class Receiver(embedding_service_pb2_grpc.EmbeddingServiceServicer):
         self.behaviour = behaviour
         self.headers: list[media_pb2.EmbeddingsHeader] = []
         self.items: dict[str, list[bytes]] = {}
+        self.received: list[int] = []
         self.cancelled = 0
         self.remaining_s: float | None = None
         self.header_came = asyncio.Event()
@@ -71,6 +73,7 @@ class Receiver(embedding_service_pb2_grpc.EmbeddingServiceServicer):
             assert frame.chunk.byte_offset == len(tensor), "chunks come in order and without gaps"
             assert len(frame.chunk.data) <= 1024 * 1024, "chunks have at most 1 MiB"
             tensor += frame.chunk.data
+            self.received = [len(taken) for taken in tensors]
             if self.behaviour == "leave":
                 raise InvalidRequestError("leaving in the middle")
             if self.behaviour == "cancel":

@@ -11,6 +11,7 @@ import pytest
 
 from encoder_service.batcher import Batcher, Encoded
 from shared.families.base import EncodedItem, Features, MediaInfo, RawTensor
+from tests.unit.encoder_service.waiting import until
 
 
 class Tower:
@@ -68,7 +69,16 @@ async def make(tower: Tower) -> AsyncIterator[Callable[..., Batcher]]:
 
 
 async def encode(batcher: Batcher, number: int, token_cost: int = 10) -> Encoded:
-    return await (await batcher.submit(features(number, token_cost), turn=number))
+    (answer,) = await batcher.submit([features(number, token_cost)], turn=number)
+    return await answer
+
+
+async def encode_parts(
+    batcher: Batcher, numbers: Sequence[int], turn: int, token_cost: int = 30
+) -> list[int]:
+    """An item whose parts have these numbers."""
+    answers = await batcher.submit([features(number, token_cost) for number in numbers], turn)
+    return [number_of(await answer) for answer in answers]
 
 
 def number_of(encoded: Encoded) -> int:
@@ -119,7 +129,11 @@ async def test_the_queue_is_bounded_and_moves_on_when_all_in_it_have_gone(
     tower.free.clear()
     running = asyncio.create_task(encode(batcher, 0, token_cost=30))
     await asyncio.sleep(0.01)
-    queued = [await batcher.submit(features(number, 30), turn=number) for number in range(1, 5)]
+    queued = [
+        answer
+        for number in range(1, 5)
+        for answer in await batcher.submit([features(number, 30)], turn=number)
+    ]
     waiting = asyncio.create_task(encode(batcher, 5))
     await asyncio.sleep(0.01)
     assert not waiting.done() and tower.batches == [[0]]
@@ -191,3 +205,94 @@ async def test_nobody_waits_for_items_of_later_turns_with_a_full_batch(
     async with asyncio.timeout(1.0):
         await encode(batcher, 1, 30)
     assert tower.batches == [[1]]
+
+
+async def test_parts_run_in_order_and_no_two_of_them_at_once(
+    make: Callable[..., Batcher], tower: Tower
+) -> None:
+    batcher = make()
+    assert await encode_parts(batcher, range(5), turn=0, token_cost=10) == list(range(5))
+    assert tower.batches == [[0], [1], [2], [3], [4]]
+    assert (batcher.item_count, batcher.run_count) == (1, 5)
+
+
+async def test_a_long_item_holds_up_those_behind_it_by_one_part(
+    make: Callable[..., Batcher], tower: Tower
+) -> None:
+    batcher = make()
+    tower.free.clear()
+    long = asyncio.create_task(encode_parts(batcher, range(100, 105), turn=0))
+    await until(lambda: tower.batches == [[100]])
+    short = [asyncio.create_task(encode(batcher, number, token_cost=30)) for number in (1, 2)]
+    await asyncio.sleep(0.01)
+    tower.free.set()
+    await asyncio.gather(long, *short)
+    # The second part waits in the queue already, the third goes behind both.
+    assert tower.batches == [[100], [101], [1], [2], [102], [103], [104]]
+
+
+async def test_a_long_item_that_comes_late_is_not_ahead_for_all_its_parts(
+    make: Callable[..., Batcher], tower: Tower
+) -> None:
+    """Its turn is early, as it was long in decoding; that counts for its first part."""
+    batcher = make()
+    tower.free.clear()
+    first = asyncio.create_task(encode(batcher, 7, token_cost=30))
+    await until(lambda: tower.batches == [[7]])
+    short = [asyncio.create_task(encode(batcher, number, token_cost=30)) for number in (8, 9)]
+    await asyncio.sleep(0.01)
+    long = asyncio.create_task(encode_parts(batcher, range(100, 103), turn=0))
+    await asyncio.sleep(0.01)
+    tower.free.set()
+    await asyncio.gather(first, long, *short)
+    assert tower.batches == [[7], [100], [8], [9], [101], [102]]
+
+
+async def test_two_long_items_share_the_tower(make: Callable[..., Batcher], tower: Tower) -> None:
+    batcher = make()
+    tower.free.clear()
+    first = asyncio.create_task(encode_parts(batcher, (10, 11, 12), turn=0, token_cost=15))
+    await until(lambda: tower.batches == [[10]])
+    second = asyncio.create_task(encode_parts(batcher, (20, 21, 22), turn=1, token_cost=15))
+    await asyncio.sleep(0.01)
+    tower.free.set()
+    assert await asyncio.gather(first, second) == [[10, 11, 12], [20, 21, 22]]
+    assert tower.batches == [[10], [11, 20], [12, 21], [22]]
+
+
+async def test_parts_that_nobody_waits_for_are_dropped(make: Callable[..., Batcher], tower: Tower) -> None:
+    batcher = make()
+    tower.free.clear()
+    answers = await batcher.submit([features(number, 30) for number in range(5)], turn=0)
+    await until(lambda: tower.batches == [[0]])
+    for answer in answers:
+        answer.cancel()
+    tower.free.set()
+    await encode(batcher, 9)
+    assert tower.batches == [[0], [9]]
+    assert batcher.item_count == 1
+
+
+async def test_the_queue_counts_the_next_part_of_an_item(make: Callable[..., Batcher], tower: Tower) -> None:
+    """An item of more tokens than the queue may hold goes in, and others beside it."""
+    batcher = make()
+    tower.free.clear()
+    long = asyncio.create_task(encode_parts(batcher, range(100, 120), turn=0))
+    await until(lambda: tower.batches == [[100]])
+    short = [asyncio.create_task(encode(batcher, number, token_cost=30)) for number in (1, 2, 3)]
+    await asyncio.sleep(0.01)
+    tower.free.set()
+    await asyncio.gather(long, *short)
+    assert tower.batches[:6] == [[100], [101], [1], [2], [3], [102]]
+
+
+async def test_a_part_that_fails_leaves_other_items_whole(make: Callable[..., Batcher], tower: Tower) -> None:
+    batcher = make()
+    tower.poison = 101
+    answers = await batcher.submit([features(number) for number in (100, 101, 102)], turn=0)
+    other = asyncio.create_task(encode(batcher, 1))
+    assert number_of(await answers[0]) == 100
+    with pytest.raises(RuntimeError, match="fell"):
+        await answers[1]
+    assert number_of(await other) == 1
+    answers[2].cancel()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -12,7 +15,13 @@ import pytest
 from encoder_service.delivery import Delivery, PutRequest, _send, chunk_frames, tensor_chunks
 from encoder_service.encoding import Kept, Layout, Timings
 from protos.llm.v1 import embedding_service_pb2_grpc
-from shared.errors import BadEmbeddingsError, DeadlineError, InvalidRequestError, UnavailableError
+from shared.errors import (
+    BadEmbeddingsError,
+    BadMediaError,
+    DeadlineError,
+    InvalidRequestError,
+    UnavailableError,
+)
 from shared.families.base import EncodedItem, Grid, MediaInfo, RawTensor
 from shared.rpc.channel import open_channel
 from shared.wire import header_to_wire, layouts_of
@@ -30,17 +39,23 @@ def item(width: int = 1024) -> EncodedItem:
 
 
 class Coming:
-    """An encoding whose rows come when they are given."""
+    """An encoding whose rows come when they are given, whole or in parts."""
 
-    def __init__(self, promised: EncodedItem) -> None:
+    def __init__(self, promised: EncodedItem, part_count: int = 1) -> None:
         self._layout = Layout(promised.info, tuple(layouts_of(promised.tensors)))
-        self.rows: asyncio.Future[EncodedItem] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.given: list[asyncio.Future[EncodedItem]] = [loop.create_future() for _ in range(part_count)]
+
+    @property
+    def rows(self) -> asyncio.Future[EncodedItem]:
+        return self.given[0]
 
     async def layout(self) -> Layout:
         return self._layout
 
-    async def item(self) -> EncodedItem:
-        return await asyncio.shield(self.rows)
+    async def parts(self) -> AsyncIterator[EncodedItem]:
+        for part in self.given:
+            yield await asyncio.shield(part)
 
     def timings(self) -> Timings:
         return Timings()
@@ -78,6 +93,64 @@ async def test_the_header_arrives_before_the_rows_are_there() -> None:
         coming.rows.set_result(item())
         await push
         assert KEY in receiver.items
+        await delivery.close()
+
+
+def cut(whole: EncodedItem, bounds: list[int]) -> list[EncodedItem]:
+    """Parts of an item, from one row to the next of `bounds`."""
+    parts = []
+    for start, end in itertools.pairwise(bounds):
+        tensors = {
+            name: RawTensor(
+                tensor.data_type,
+                (end - start, *tensor.shape[1:]),
+                memoryview(tensor.data)[start * len(tensor.data) // 700 : end * len(tensor.data) // 700],
+            )
+            for name, tensor in whole.tensors.items()
+        }
+        parts.append(EncodedItem(replace(INFO, row_count=end - start), tensors))
+    return parts
+
+
+async def test_parts_arrive_while_later_ones_are_still_to_come() -> None:
+    whole = item()
+    parts = cut(whole, [0, 300, 301, 700])
+    async with receiving() as (receiver, address):
+        delivery, coming = Delivery([]), Coming(whole, 3)
+        push = asyncio.create_task(delivery.push(address, KEY, coming, 30))
+        row_bytes = [1024 * 4, 16]
+        for part, given, rows in zip(parts, coming.given, (300, 301, 700), strict=True):
+            given.set_result(part)
+            expected = [rows * size for size in row_bytes]
+            await until(lambda expected=expected: receiver.received == expected)  # type: ignore[misc]
+        await push
+        assert receiver.items[KEY] == [bytes(tensor.data) for tensor in whole.tensors.values()]
+        await delivery.close()
+
+
+async def test_an_item_that_fails_on_the_way_breaks_the_push_off() -> None:
+    whole = item()
+    async with receiving() as (receiver, address):
+        delivery, coming = Delivery([]), Coming(whole, 2)
+        push = asyncio.create_task(delivery.push(address, KEY, coming, 30))
+        coming.given[0].set_result(cut(whole, [0, 300, 700])[0])
+        await until(lambda: receiver.received == [300 * 4096, 300 * 16])
+        coming.given[1].set_exception(BadMediaError("the second half is broken"))
+        with pytest.raises(BadMediaError, match="second half"):
+            await push
+        await until(lambda: receiver.cancelled == 1)
+        assert receiver.items == {}
+        await delivery.close()
+
+
+async def test_a_receiver_that_leaves_between_parts_ends_the_push() -> None:
+    async with receiving("leave") as (_, address):
+        delivery, coming = Delivery([]), Coming(item(), 2)
+        coming.given[0].set_result(cut(item(), [0, 300, 700])[0])
+        async with asyncio.timeout(5):
+            # It ends although the second part never comes.
+            with pytest.raises(UnavailableError, match="leaving"):
+                await delivery.push(address, KEY, coming, 30)
         await delivery.close()
 
 
