@@ -14,6 +14,7 @@ import uvicorn
 from gateway.app import create_app
 from gateway.parts import Gateway
 from gateway.settings import GatewaySettings
+from shared.collection import keep_loaded
 from shared.telemetry import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ async def serve(settings: GatewaySettings) -> None:
     # The server's own lines say less than ours, in more lines.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     server = build_server(Gateway(settings), settings)
+    keep_loaded()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)

@@ -13,7 +13,6 @@ owns nothing that must be tidied up.
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import os
 import signal
@@ -38,6 +37,7 @@ from llm_service.engine.messages import (
     ToFront,
 )
 from llm_service.engine_inbox import EngineInbox, FrontGoneError
+from shared.collection import keep_loaded
 from shared.errors import InvalidRequestError, PerceptError
 from shared.kernels.build import build_early
 from shared.telemetry import configure_logging
@@ -95,9 +95,7 @@ class EngineProcess:
             raise
         runner.warm_up()
         engine = self._build_engine(runner)
-        # What was loaded stays: no collection needs to walk through it again.
-        gc.collect()
-        gc.freeze()
+        keep_loaded()
         ready = EngineReady(
             block_count=runner.block_count,
             block_size=self._settings.block_size,

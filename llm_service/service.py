@@ -35,6 +35,7 @@ from protos.llm.v1 import (
     llm_service_pb2_grpc,
 )
 from shared.checkpoint import find_checkpoint
+from shared.collection import keep_loaded
 from shared.errors import UnavailableError
 from shared.families import load_family
 from shared.families.base import MAIN_TENSOR, Checkpoint, Family, Modality
@@ -75,6 +76,7 @@ async def serve(settings: LlmSettings) -> None:
         if stopping.is_set():
             logger.info("stopping before the language model was ready")
             return
+        keep_loaded()
         logger.info("serving on port %d", service.port)
         await stopping.wait()
         if service.engine_task.done():
