@@ -155,17 +155,24 @@ def _alternative(token: llm_service_pb2.TokenLogprob.Alternative) -> Json:
     }
 
 
+def _by_modality(usage: llm_service_pb2.Usage) -> dict[str, int]:
+    """Tokens of pictures, and of what else there is."""
+    others = {"video": usage.video_token_count, "audio": usage.audio_token_count}
+    return {"image": usage.image_token_count, **{name: count for name, count in others.items() if count}}
+
+
 def to_usage(usage: llm_service_pb2.Usage) -> Json:
-    """Token counts in OpenAI's form, with the pictures' share as other servers name it."""
+    """Token counts in OpenAI's form, with the shares of media as other servers name them."""
     return {
         "prompt_tokens": usage.prompt_token_count,
         "completion_tokens": usage.completion_token_count,
         "total_tokens": usage.prompt_token_count + usage.completion_token_count,
         "prompt_tokens_details": {
             "cached_tokens": usage.cached_token_count,
-            "audio_tokens": 0,
+            "audio_tokens": usage.audio_token_count,
             "image_tokens": usage.image_token_count,
-            "multimodal_tokens": {"image": usage.image_token_count},
+            "video_tokens": usage.video_token_count,
+            "multimodal_tokens": _by_modality(usage),
         },
         "completion_tokens_details": {
             "reasoning_tokens": 0,

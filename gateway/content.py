@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from shared.errors import InvalidRequestError, UnsupportedMediaError
+from shared.settings import ModalityName
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,45 +23,52 @@ class TextPart:
 
 
 @dataclass(frozen=True, slots=True)
-class ImageUrlPart:
-    """A picture by URL: data, http, https or file.
+class MediaUrlPart:
+    """A picture or a video by URL: data, http, https or file.
 
     Attributes:
         param: path of the part, for errors.
     """
 
+    modality: ModalityName
     url: str
     param: str
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingsPart:
-    """Precomputed embeddings of a picture.
+    """Precomputed embeddings of a picture or a video.
 
     Attributes:
         fields: name to base64 text, or to a JSON array.
         param: path of the part, for errors.
     """
 
+    modality: ModalityName
     fields: Mapping[str, str | list[Any]]
     param: str
 
 
-MediaPart = ImageUrlPart | EmbeddingsPart
+MediaPart = MediaUrlPart | EmbeddingsPart
 Part = TextPart | MediaPart
 
 _TEXT_TYPES = frozenset({"text", "input_text", "output_text"})
-_IMAGE_TYPES = frozenset({"image_url", "input_image"})
-_OTHER_MODALITIES = frozenset(
-    {"video_url", "input_video", "video_embeds", "audio_url", "input_audio", "audio_embeds"}
-)
+# The key that each type has its URL under; the first where there are several.
+_URL_KEYS: dict[str, tuple[str, ...]] = {
+    "image_url": ("image_url",),
+    "input_image": ("image_url",),
+    "video_url": ("video_url",),
+    "input_video": ("video_url", "input_video"),
+}
+_NAMING_KEYS = ("text", "image_url", "image_embeds", "video_url", "input_video", "video_embeds")
+_OTHER_TYPES = frozenset({"audio_url", "input_audio", "audio_embeds"})
 _DETAILS = frozenset({"auto", "low", "high", "original"})
 # Hints about caching and origin: our caches go by content, so they change nothing.
 _HINTS = frozenset({"uuid", "cache_control", "annotations", "logprobs"})
 _MAX_FIELDS = 16
 _MAX_FIELD_NAME_LENGTH = 64
 _MAX_HINT_LENGTH = 256
-_SUPPORTED = "supported types are: 'text', 'image_url', 'image_embeds'"
+_SUPPORTED = "supported types are: 'text', 'image_url', 'image_embeds', 'video_url', 'video_embeds'"
 
 
 def parse_content(content: str | list[Any], param: str) -> list[Part]:
@@ -91,14 +100,14 @@ def _parse_part(part: object, param: str) -> Part:
 
 def _guess_type(part: Mapping[str, Any]) -> str | None:
     """The type of a part that has none: the one key that says it."""
-    named = [key for key in ("text", "image_url", "image_embeds", *_OTHER_MODALITIES) if key in part]
+    named = [key for key in (*_NAMING_KEYS, *_OTHER_TYPES) if key in part]
     return named[0] if len(named) == 1 else None
 
 
 def _unknown_type(kind: object, param: str) -> InvalidRequestError:
-    if isinstance(kind, str) and kind in _OTHER_MODALITIES:
+    if isinstance(kind, str) and kind in _OTHER_TYPES:
         return InvalidRequestError(
-            f"'{kind}' parts are not supported by this model; {_SUPPORTED}.",
+            f"'{kind}' parts are not supported; {_SUPPORTED}.",
             param=param,
             code=UnsupportedMediaError.default_code,
         )
@@ -117,11 +126,16 @@ def _parse_refusal(part: Mapping[str, Any], param: str) -> Part:
     return TextPart(_text(part.get("refusal"), f"{param}.refusal"))
 
 
-def _parse_image(part: Mapping[str, Any], param: str) -> Part:
-    _check_keys(part, {"type", "image_url", "detail"}, param)
+def _parse_url(kind: str, part: Mapping[str, Any], param: str) -> Part:
+    keys = _URL_KEYS[kind]
+    _check_keys(part, {"type", "detail", *keys}, param)
     _check_detail(part.get("detail"), f"{param}.detail")
-    path = f"{param}.image_url"
-    value = part.get("image_url")
+    given = [key for key in keys if part.get(key) is not None]
+    if len(given) > 1:
+        raise InvalidRequestError(f"'{given[0]}' and '{given[1]}' exclude each other.", param=param)
+    key = given[0] if given else keys[0]
+    path = f"{param}.{key}"
+    value = part.get(key)
     if isinstance(value, dict):
         _check_keys(value, {"url", "detail"}, path)
         _check_detail(value.get("detail"), f"{path}.detail")
@@ -130,14 +144,14 @@ def _parse_image(part: Mapping[str, Any], param: str) -> Part:
     url = _text(value, path)
     if not url:
         raise InvalidRequestError(f"Invalid '{path}': the URL is empty.", param=path)
-    return ImageUrlPart(url, path)
+    return MediaUrlPart("video" if "video" in kind else "image", url, path)
 
 
-def _parse_embeddings(part: Mapping[str, Any], param: str) -> Part:
-    _check_keys(part, {"type", "image_embeds"}, param)
-    path = f"{param}.image_embeds"
-    value = part.get("image_embeds")
-    fields = {"image_embeds": value} if isinstance(value, str) else value
+def _parse_embeddings(kind: str, part: Mapping[str, Any], param: str) -> Part:
+    _check_keys(part, {"type", kind}, param)
+    path = f"{param}.{kind}"
+    value = part.get(kind)
+    fields = {kind: value} if isinstance(value, str) else value
     if not isinstance(fields, dict) or not fields:
         raise InvalidRequestError(
             f"Invalid type for '{path}': expected base64 text, or an object of named tensors.", param=path
@@ -150,7 +164,7 @@ def _parse_embeddings(part: Mapping[str, Any], param: str) -> Part:
                 f"Invalid type for '{path}.{name}': expected base64 text or an array of numbers.",
                 param=f"{path}.{name}",
             )
-    return EmbeddingsPart(fields, path)
+    return EmbeddingsPart("video" if kind == "video_embeds" else "image", fields, path)
 
 
 def _text(value: object, param: str) -> str:
@@ -182,7 +196,7 @@ def _check_detail(detail: object, param: str) -> None:
 
 _PARSERS: dict[str, Callable[[Mapping[str, Any], str], Part]] = {
     **dict.fromkeys(_TEXT_TYPES, _parse_text),
-    **dict.fromkeys(_IMAGE_TYPES, _parse_image),
+    **{kind: partial(_parse_url, kind) for kind in _URL_KEYS},
     "refusal": _parse_refusal,
-    "image_embeds": _parse_embeddings,
+    **{kind: partial(_parse_embeddings, kind) for kind in ("image_embeds", "video_embeds")},
 }

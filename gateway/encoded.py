@@ -12,6 +12,7 @@ from shared.errors import BadMediaError, MediaTooLargeError
 _PIECE_LENGTH = 512 * 1024
 _MAX_HEAD_LENGTH = 1024
 _WHITESPACE = " \t\r\n"
+_FRAME_TYPES = frozenset({"video/jpeg", "video/jpg", "video/png"})
 
 
 def decode_base64(text: str, max_byte_count: int) -> bytes:
@@ -57,12 +58,8 @@ def decode_data_url(url: str, max_byte_count: int) -> bytes:
         BadMediaError: it has no comma, an overlong head or broken data.
         MediaTooLargeError: it decodes to more than `max_byte_count` bytes.
     """
-    comma = url.find(",", 0, _MAX_HEAD_LENGTH)
-    if comma < 0:
-        raise BadMediaError("The data URL has no comma before its data.")
-    parameters = url[len("data:") : comma].lower().split(";")
-    data = url[comma + 1 :]
-    if parameters[-1].strip() == "base64":
+    parameters, data = _split(url)
+    if parameters[-1] == "base64":
         # A browser may have escaped the characters that base64 and URLs share.
         return decode_base64(_unescaped(data) if "%" in data else data, max_byte_count)
     if len(data) > 3 * max_byte_count:
@@ -73,6 +70,37 @@ def decode_data_url(url: str, max_byte_count: int) -> bytes:
     if len(decoded) > max_byte_count:
         raise _too_large(max_byte_count)
     return decoded
+
+
+def decode_frames(url: str, max_byte_count: int) -> list[bytes] | None:
+    """Decodes `data:video/jpeg;base64,FRAME,FRAME,...`, pictures that make up a video.
+
+    Returns:
+        The pictures' bytes in order; None where the URL is of another kind.
+
+    Raises:
+        BadMediaError: broken data.
+        MediaTooLargeError: all pictures together have more than `max_byte_count` bytes.
+    """
+    parameters, data = _split(url)
+    if parameters[0] not in _FRAME_TYPES or parameters[-1] != "base64":
+        return None
+    frames: list[bytes] = []
+    left = max_byte_count
+    for text in (_unescaped(data) if "%" in data else data).split(","):
+        if left < 1:
+            raise _too_large(max_byte_count)
+        frames.append(decode_base64(text, left))
+        left -= len(frames[-1])
+    return frames
+
+
+def _split(url: str) -> tuple[list[str], str]:
+    """The type and the parameters of a data URL, and its data."""
+    comma = url.find(",", 0, _MAX_HEAD_LENGTH)
+    if comma < 0:
+        raise BadMediaError("The data URL has no comma before its data.")
+    return [part.strip() for part in url[len("data:") : comma].lower().split(";")], url[comma + 1 :]
 
 
 def is_data_url(url: str) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, TypeAlias
 
+from gateway.item_settings import request_path
 from gateway.media import ResolvedItem
 from gateway.metrics import Stages
 from gateway.replicas import Replica, ReplicaSet, typed_failures
@@ -25,6 +26,7 @@ from shared.errors import (
     UnavailableError,
 )
 from shared.placement import by_preference
+from shared.settings import ModalityName
 
 if TYPE_CHECKING:
     from protos.encoder.v1.encoder_service_pb2_grpc import EncoderServiceAsyncStub
@@ -82,27 +84,30 @@ class Encoding:
             raise _blaming(error, item) from error.__cause__
         if trailer is None:
             raise UnavailableError("the encoder service ended the stream early")
-        self._observe(trailer)
+        self._observe(trailer, item.modality)
 
-    def _observe(self, trailer: encoder_service_pb2.EncodeTrailer) -> None:
-        if trailer.cache_hit:
-            self._stages.observe_stage("transfer", trailer.transfer_seconds)
-            return
-        self._stages.observe_stage("encoder_queue", trailer.queue_seconds)
-        self._stages.observe_stage("decode", trailer.decode_seconds)
-        self._stages.observe_stage("encode", trailer.encode_seconds)
-        self._stages.observe_stage("transfer", trailer.transfer_seconds)
+    def _observe(self, trailer: encoder_service_pb2.EncodeTrailer, modality: ModalityName) -> None:
+        observe = self._stages.observe_stage
+        if not trailer.cache_hit:
+            observe("encoder_queue", trailer.queue_seconds, modality)
+            observe("decode", trailer.decode_seconds, modality)
+            observe("encode", trailer.encode_seconds, modality)
+        observe("transfer", trailer.transfer_seconds, modality)
 
 
 def _blaming(error: PerceptError, item: ResolvedItem) -> PerceptError:
-    """Names the picture where it is to blame.
+    """Names the item where it is to blame, or the request's settings for it.
 
-    An invalid request that is not about media is about what the gateway, the encoder
-    and the LLM service say to each other: no picture of the client can mend it.
+    Any other invalid request that is not about media is about what the gateway, the
+    encoder and the LLM service say to each other, or about the server's own settings:
+    no item of the client can mend it.
     """
-    error.param = None
+    path, error.param = error.param or "", None
     if type(error) is InvalidRequestError:
-        return InternalError(f"The picture could not be delivered to the LLM service: {error.message}")
+        if item.own_settings and (setting := request_path(path)) is not None:
+            error.param = setting
+            return error
+        return InternalError(f"The item could not be delivered to the LLM service: {error.message}")
     if isinstance(error, InvalidRequestError | MediaFetchError):
         error.param = item.param
     return error

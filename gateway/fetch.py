@@ -40,12 +40,25 @@ _FORBIDDEN = frozenset("\\ \t\r\n") | {chr(code) for code in range(0x20)} | {"\x
 
 
 @dataclass(frozen=True, slots=True)
+class SourceLimits:
+    """What one media file may take.
+
+    Attributes:
+        max_byte_count: of the file.
+        timeout_s: for fetching it, redirects included, in seconds.
+    """
+
+    max_byte_count: int
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class FetchLimits:
     """What a fetch may reach and take.
 
     Attributes:
-        timeout_s: for one URL, redirects included, in seconds.
-        max_byte_count: of the answer's body.
+        timeout_s: for one URL, redirects included, in seconds, where its caller says nothing.
+        max_byte_count: of the answer's body, likewise.
         domains: host names that are allowed; empty for any.
         private: whether addresses that are not public may be reached.
         concurrency: fetches at once; further ones wait.
@@ -123,24 +136,26 @@ class Fetcher:
         """Closes every connection."""
         await self._pool.aclose()
 
-    async def fetch(self, url: str, take: Take) -> bytes:
+    async def fetch(self, url: str, take: Take, source: SourceLimits | None = None) -> bytes:
         """Returns the body behind a URL.
 
         Args:
             take: told of the bytes of each piece before it is kept.
+            source: what this one may take; default: what all may.
 
         Raises:
             MediaFetchError: the URL, its host, its answer or its speed is not acceptable.
             MediaTooLargeError: the body is over the limit.
             OverloadedError: so many fetches are under way that this one could not start in time.
         """
+        source = source or SourceLimits(self._limits.max_byte_count, self._limits.timeout_s)
         async with self._place():
             try:
-                async with asyncio.timeout(self._limits.timeout_s):
-                    return await self._follow(self._parse(url), take)
+                async with asyncio.timeout(source.timeout_s):
+                    return await self._follow(self._parse(url), take, source.max_byte_count)
             except TimeoutError:
                 raise MediaFetchError(
-                    f"The media URL did not answer within {self._limits.timeout_s:g} s.",
+                    f"The media URL did not answer within {source.timeout_s:g} s.",
                     code="media_fetch_timeout",
                 ) from None
             except (*_BROKEN, OSError) as error:
@@ -158,9 +173,9 @@ class Fetcher:
         finally:
             self._places.release()
 
-    async def _follow(self, url: httpx.URL, take: Take) -> bytes:
+    async def _follow(self, url: httpx.URL, take: Take, limit: int) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
-            answer = await self._get(url, take)
+            answer = await self._get(url, take, limit)
             if isinstance(answer, bytes):
                 return answer
             url = self._parse(_joined(url, answer.location))
@@ -182,10 +197,10 @@ class Fetcher:
             raise MediaFetchError("The media URL's host is not allowed.", code="media_host_not_allowed")
         return url
 
-    async def _get(self, url: httpx.URL, take: Take) -> bytes | _Redirect:
+    async def _get(self, url: httpx.URL, take: Take, limit: int) -> bytes | _Redirect:
         headers = [
             (b"Host", url.netloc),
-            (b"Accept", b"image/*,*/*;q=0.5"),
+            (b"Accept", b"image/*,video/*,*/*;q=0.5"),
             # A compressed answer would pass the size limit and then grow.
             (b"Accept-Encoding", b"identity"),
             (b"User-Agent", b"percept"),
@@ -198,20 +213,20 @@ class Fetcher:
             if response.status in _REDIRECTS:
                 return _Redirect(fields.get(b"location", b"").decode("latin-1"))
             _check_answer(response.status, fields)
-            return await self._read(response, fields, take)
+            return await _read(response, fields, take, limit)
 
-    async def _read(self, response: httpcore.Response, fields: dict[bytes, bytes], take: Take) -> bytes:
-        limit = self._limits.max_byte_count
-        declared = fields.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > limit:
+
+async def _read(response: httpcore.Response, fields: dict[bytes, bytes], take: Take, limit: int) -> bytes:
+    declared = fields.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    body = bytearray()
+    async for chunk in response.aiter_stream():
+        if len(body) + len(chunk) > limit:
             raise _too_large(limit)
-        body = bytearray()
-        async for chunk in response.aiter_stream():
-            if len(body) + len(chunk) > limit:
-                raise _too_large(limit)
-            take(len(chunk))
-            body += chunk
-        return bytes(body)
+        take(len(chunk))
+        body += chunk
+    return bytes(body)
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,8 +89,6 @@ REFUSED: dict[str, Callable[[object], bool]] = {
     "documents": _is_nothing,
     "chat_template": _is_nothing,
     "chat_template_kwargs": _is_nothing,
-    "mm_processor_kwargs": _is_nothing,
-    "media_io_kwargs": _is_nothing,
     "priority": _one_of(0),
     # A promise to keep caches apart: accepting it without doing so would break it.
     "cache_salt": _is_nothing,

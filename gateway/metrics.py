@@ -6,13 +6,14 @@ does not know how requests are worked on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from protos.llm.v1 import llm_service_pb2
 from shared.errors import OverloadedError, PerceptError
+from shared.settings import ModalityName
 from shared.telemetry import Stopwatch
 
 Stage = Literal["fetch", "encoder_queue", "decode", "encode", "transfer", "prefill", "decode_step"]
@@ -28,7 +29,7 @@ _COUNTS = (1, 2, 5, 10, 20)
 class Stages(Protocol):
     """Where the seconds of a request's stages go."""
 
-    def observe_stage(self, stage: Stage, seconds: float) -> None: ...
+    def observe_stage(self, stage: Stage, seconds: float, modality: ModalityName | None = None) -> None: ...
 
 
 _HISTOGRAMS: tuple[tuple[str, str, Sequence[float]], ...] = (
@@ -45,6 +46,7 @@ _HISTOGRAMS: tuple[tuple[str, str, Sequence[float]], ...] = (
     ("request_params_n", "Choices asked for.", _COUNTS),
     ("request_params_max_tokens", "Most tokens asked for, where a request said.", _TOKENS),
     ("request_images", "Pictures of a request.", (0, *_COUNTS)),
+    ("request_videos", "Videos of a request.", (0, *_COUNTS)),
 )
 _COUNTERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
@@ -56,7 +58,10 @@ _COUNTERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("admission_rejections", "Requests refused because something was full.", ("reason",)),
     ("prompt_tokens_cached", "Prompt tokens that the prefix cache served.", ()),
 )
-_STAGES_TEXT = "Seconds: fetch, encoder_queue, decode, encode, transfer, prefill, decode_step."
+_STAGES_TEXT = (
+    "Seconds: fetch, encoder_queue, decode, encode, transfer (of one item of the modality), "
+    "prefill, decode_step (of a request; no modality)."
+)
 
 
 class Metrics:
@@ -75,7 +80,7 @@ class Metrics:
         self._histograms = {
             name: self._histogram(name, text, (), buckets) for name, text, buckets in _HISTOGRAMS
         }
-        self._stages = self._histogram("stage_seconds", _STAGES_TEXT, ("stage",), _FAST)
+        self._stages = self._histogram("stage_seconds", _STAGES_TEXT, ("modality", "stage"), _FAST)
         self._counters = {
             name: Counter(f"percept:{name}", text, ("model_name", *labels), registry=self.registry)
             for name, text, labels in _COUNTERS
@@ -107,9 +112,9 @@ class Metrics:
         """Returns the histogram of that name, to be observed often."""
         return self._child(self._histograms[name], self.model_name())
 
-    def observe_stage(self, stage: Stage, seconds: float) -> None:
-        """Adds an observation of a stage."""
-        self._child(self._stages, self.model_name(), stage).observe(seconds)
+    def observe_stage(self, stage: Stage, seconds: float, modality: ModalityName | None = None) -> None:
+        """Adds an observation of a stage, for an item of a modality where it is one's."""
+        self._child(self._stages, self.model_name(), modality or "", stage).observe(seconds)
 
     def count(self, name: str, *labels: str, amount: float = 1) -> None:
         """Adds to the counter of that name."""
@@ -140,11 +145,14 @@ class RequestMeter:
         self._choice_count = 1
         self._finished_count = 0
 
-    def asked(self, *, choice_count: int, max_tokens: int | None, image_count: int) -> None:
+    def asked(
+        self, *, choice_count: int, max_tokens: int | None, item_counts: Mapping[ModalityName, int]
+    ) -> None:
         """The request was understood."""
         self._choice_count = choice_count
         self._metrics.observe("request_params_n", choice_count)
-        self._metrics.observe("request_images", image_count)
+        self._metrics.observe("request_images", item_counts.get("image", 0))
+        self._metrics.observe("request_videos", item_counts.get("video", 0))
         if max_tokens is not None:
             self._metrics.observe("request_params_max_tokens", max_tokens)
 

@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING
 from gateway.budget import ByteBudget
 from gateway.conductor import Conductor, LlmSet
 from gateway.encoding import EncoderSet, Encoding
-from gateway.fetch import Fetcher, FetchLimits, Resolver, resolve
-from gateway.media import MediaResolver
+from gateway.fetch import Fetcher, FetchLimits, Resolver, SourceLimits, resolve
+from gateway.item_settings import ItemSettings, unknown_names
+from gateway.media import NAMES, MediaResolver
 from gateway.metrics import Metrics
 from gateway.replicas import ReplicaSet
+from gateway.schemas import ChatCompletionRequest
 from gateway.settings import GatewaySettings
 from gateway.version import VERSION
 from protos.encoder.v1 import encoder_service_pb2
 from protos.encoder.v1.encoder_service_pb2_grpc import EncoderServiceStub
 from protos.llm.v1 import llm_service_pb2
 from protos.llm.v1.llm_service_pb2_grpc import LlmServiceStub
-from protos.media.v1 import media_pb2
 from shared.errors import UnavailableError, UnknownModelError
+from shared.families.catalogue import FamilyFacts, facts_of
+from shared.settings import ModalityName
 
 if TYPE_CHECKING:
     from protos.encoder.v1.encoder_service_pb2_grpc import EncoderServiceAsyncStub
@@ -64,10 +67,12 @@ class Gateway:
         self._fetcher = Fetcher(_fetch_limits(settings), resolver)
         self.media = MediaResolver(
             self._fetcher,
-            max_byte_count=settings.max_media_byte_count,
+            limits=_source_limits(settings),
             folder=settings.allowed_local_media_path,
             stages=self.metrics,
         )
+        self._item_rules = settings.item_settings
+        self._told_of_settings = False
         self.conductor = Conductor(self.llms, Encoding(self.encoders, self.metrics))
 
     async def start(self) -> None:
@@ -106,21 +111,35 @@ class Gateway:
             raise UnknownModelError(f"The model `{name[:256]}` does not exist.", param="model")
         return name
 
-    def image_limit(self) -> int | None:
-        """Pictures that one prompt may hold; None for any number."""
-        if "image" in self.settings.limit_mm_per_prompt:
-            return self.settings.limit_mm_per_prompt["image"]
-        for limit in self.model().modality_limits:
-            if limit.modality == media_pb2.MODALITY_IMAGE:
-                return limit.max_item_count
-        return None
+    def settings_for(self, chat: ChatCompletionRequest) -> ItemSettings:
+        """What the items of a request are processed with.
 
-    def item_limits(self) -> dict[str, int]:
+        Raises:
+            InvalidRequestError: settings that the server or the model does not take.
+        """
+        facts = facts_of(self.model().family)
+        self._tell_of_settings(facts)
+        video = chat.media_io_kwargs.video_values() if chat.media_io_kwargs is not None else None
+        return self._item_rules.for_request(chat.mm_processor_kwargs, video, facts)
+
+    def _tell_of_settings(self, facts: FamilyFacts | None) -> None:
+        """Says once, as soon as the model is known, which of the server's settings it does not take."""
+        if not self._told_of_settings:
+            self._told_of_settings = True
+            for name, known in unknown_names(self._item_rules.processor, facts):
+                logger.warning(
+                    "--mm-processor-kwargs: the model takes no %r, it is left out; there are: %s",
+                    name,
+                    ", ".join(known) or "none",
+                )
+
+    def item_limits(self) -> dict[ModalityName, int]:
         """Modalities that prompts may hold, and how many items of each."""
-        own = {str(modality): count for modality, count in self.settings.limit_mm_per_prompt.items()}
+        own = self.settings.limit_mm_per_prompt
         served = {
-            media_pb2.Modality.Name(limit.modality).removeprefix("MODALITY_").lower(): limit.max_item_count
+            NAMES[limit.modality]: limit.max_item_count
             for limit in self.model().modality_limits
+            if limit.modality in NAMES
         }
         return {modality: min(count, own.get(modality, count)) for modality, count in served.items()}
 
@@ -136,6 +155,12 @@ class Gateway:
 
     def _names(self, model: llm_service_pb2.GetModelResponse) -> tuple[str, ...]:
         return self.settings.served_model_name or tuple(model.models)
+
+
+def _source_limits(settings: GatewaySettings) -> dict[ModalityName, SourceLimits]:
+    others = SourceLimits(settings.max_media_byte_count, settings.media_fetch_timeout_s)
+    video = SourceLimits(settings.max_video_byte_count, settings.video_fetch_timeout_s)
+    return {"image": others, "video": video, "audio": others}
 
 
 def _fetch_limits(settings: GatewaySettings) -> FetchLimits:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from gateway.fields import take_supported
+from gateway.media_io import MediaIo
 from shared.errors import InvalidRequestError
 
 MAX_MESSAGES = 4096
@@ -47,7 +48,10 @@ class ChatMessage(_Strict):
     """One message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content = Field(None, description="Text, or a list of parts: text, image_url, image_embeds.")
+    content: Content = Field(
+        None,
+        description="Text, or a list of parts: text, image_url, image_embeds, video_url, video_embeds.",
+    )
     name: Annotated[str, Field(max_length=256)] | None = None
     refusal: str | None = None
     # What our own answers and other servers' say about themselves; sent back
@@ -106,6 +110,12 @@ class ChatCompletionRequest(_Strict):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = False
+    mm_processor_kwargs: dict[str, Any] | None = Field(
+        None,
+        description="Processor settings of the items, where the server allows it; a name under 'image' or "
+        "'video' is for that modality alone.",
+    )
+    media_io_kwargs: MediaIo | None = Field(None, description="Which frames of videos are taken.")
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

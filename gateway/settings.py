@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from shared.settings import CommaList, ItemLimits, ListenAddress, ServiceSettings, checked_address
+from gateway.item_settings import SettingsRules
+from gateway.media_io import MediaIo
+from shared.settings import (
+    CommaList,
+    ItemLimits,
+    JsonObject,
+    ListenAddress,
+    ServiceSettings,
+    checked_address,
+)
 
 MIB = 1024 * 1024
 
@@ -47,9 +57,15 @@ class GatewaySettings(ServiceSettings):
         "requests can then make the gateway read from your own network.",
     )
     media_fetch_timeout_s: float = Field(
-        5.0, gt=0, description="Longest time to fetch one URL, redirects included, in seconds."
+        5.0, gt=0, description="Longest time to fetch one picture, redirects included, in seconds."
     )
-    max_media_mib: float = Field(32.0, gt=0, description="Largest media file, in MiB.")
+    video_fetch_timeout_s: float = Field(
+        30.0, gt=0, description="Longest time to fetch one video, redirects included, in seconds."
+    )
+    max_media_mib: float = Field(32.0, gt=0, description="Largest picture or embeddings, in MiB.")
+    max_video_mib: float = Field(
+        64.0, gt=0, description="Largest video, in MiB; encoder services have --max-payload-mib."
+    )
     max_request_media_mib: float = Field(
         256.0, gt=0, description="Most bytes of all media files of one request together, in MiB."
     )
@@ -58,6 +74,20 @@ class GatewaySettings(ServiceSettings):
         default_factory=dict,
         description='How many items of a modality one prompt may hold, for example "image=4". '
         "Default: what the LLM service says.",
+    )
+    mm_processor_kwargs: JsonObject = Field(
+        "",
+        description='Processor settings of all items, a JSON object, for example {"num_crops": 4}. A name '
+        'goes to the modalities of the model that take it; under "image" or "video" to that one alone.',
+    )
+    trust_request_mm_kwargs: bool = Field(
+        False,
+        description="Also take mm_processor_kwargs from requests, which go before the server's.",
+    )
+    media_io_kwargs: JsonObject = Field(
+        "",
+        description='Which frames of videos are taken, a JSON object: {"video": {"num_frames": 32}}, or '
+        "fps in the place of num_frames or beside it; -1 takes all. Requests may have their own.",
     )
     request_timeout_s: float | None = Field(
         None, gt=0, description="Deadline of a whole request, in seconds. Default: --default-deadline-s."
@@ -89,6 +119,17 @@ class GatewaySettings(ServiceSettings):
             raise ValueError(f"allowed_local_media_path: {folder} is no folder")
         return self
 
+    @field_validator("media_io_kwargs")
+    @classmethod
+    def _check_media_io(cls, text: str) -> str:
+        try:
+            MediaIo.model_validate_json(text or "{}")
+        except ValidationError as error:
+            mistake = error.errors(include_url=False, include_input=False)[0]
+            path = ".".join(str(step) for step in mistake["loc"])
+            raise ValueError(f"{path}: {mistake['msg']}") from None
+        return text
+
     @field_validator("encoder", "llm")
     @classmethod
     def _check_targets(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
@@ -102,6 +143,20 @@ class GatewaySettings(ServiceSettings):
     @property
     def max_media_byte_count(self) -> int:
         return int(self.max_media_mib * MIB)
+
+    @property
+    def max_video_byte_count(self) -> int:
+        return int(self.max_video_mib * MIB)
+
+    @property
+    def item_settings(self) -> SettingsRules:
+        """What items are processed with."""
+        media_io = MediaIo.model_validate_json(self.media_io_kwargs or "{}")
+        return SettingsRules(
+            processor=json.loads(self.mm_processor_kwargs or "{}"),
+            video=media_io.video_values(),
+            allowed=self.trust_request_mm_kwargs,
+        )
 
     @property
     def max_request_media_byte_count(self) -> int:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.content import MediaPart, Part, TextPart, parse_content
 from gateway.media import ResolvedItem
 from gateway.schemas import ChatCompletionRequest, ChatMessage
 from protos.llm.v1 import llm_service_pb2
-from shared.errors import ContextLengthError, InvalidRequestError
+from shared.errors import ContextLengthError, InvalidRequestError, UnsupportedMediaError
+from shared.settings import ModalityName
 
 # gRPC's own limit on a message, less what its fields other than text may take.
 _MAX_MESSAGE_BYTE_COUNT = 4 * 1024 * 1024 - 1024
@@ -81,16 +82,29 @@ def _to_message(message: ChatMessage, index: int) -> PromptMessage:
     return PromptMessage(role, tuple(parse_content(content, param)))
 
 
-def check_item_count(media: Sequence[MediaPart], limit: int | None) -> None:
-    """Refuses more pictures than one prompt may hold.
+def check_items(media: Sequence[MediaPart], limits: Mapping[ModalityName, int]) -> None:
+    """Refuses modalities that the model lacks, and more items of one than a prompt may hold.
+
+    Args:
+        limits: items of each modality that the model takes.
 
     Raises:
-        InvalidRequestError: there are more than `limit`.
+        InvalidRequestError: there are such.
     """
-    if limit is not None and len(media) > limit:
-        raise InvalidRequestError(
-            f"At most {limit} image(s) may be provided in one prompt.", param="image", code="too_many_images"
-        )
+    for part in media:
+        if part.modality not in limits:
+            raise InvalidRequestError(
+                f"The model takes no {part.modality} parts; it takes: {', '.join(['text', *limits])}.",
+                param=part.param,
+                code=UnsupportedMediaError.default_code,
+            )
+    for modality, limit in limits.items():
+        if sum(part.modality == modality for part in media) > limit:
+            raise InvalidRequestError(
+                f"At most {limit} {modality}(s) may be provided in one prompt.",
+                param=modality,
+                code=f"too_many_{modality}s",
+            )
 
 
 def to_generate_request(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from llm_service.choice import Choice, RequestNews
@@ -19,11 +20,11 @@ from llm_service.context_length import answer_room
 from llm_service.embedding_store import EmbeddingStore
 from llm_service.engine_client import EngineClient
 from llm_service.laid_out_prompt import LaidOutPrompt
-from llm_service.prompt import Prompt, PromptBuilder
+from llm_service.prompt import Item, Prompt, PromptBuilder
 from llm_service.sampling import GenerationPlan
 from protos.llm.v1 import llm_service_pb2 as pb
 from shared.errors import OverloadedError, UnavailableError
-from shared.families.base import MediaInfo
+from shared.families.base import MediaInfo, Modality
 
 RETRY_AFTER_S = 1.0
 
@@ -79,6 +80,7 @@ class Generation:
         self._finished_count = 0
         self._infos: dict[str, MediaInfo] = {}
         self._laid_out: LaidOutPrompt
+        self._items: Sequence[Item] = ()
 
     async def frames(self) -> AsyncGenerator[pb.GenerateResponse]:
         """Answers the call.
@@ -151,8 +153,15 @@ class Generation:
             prompt_token_count=self._laid_out.token_count,
             completion_token_count=sum(choice.text.token_count for choice in self._choices),
             cached_token_count=prefill.cached_token_count if prefill is not None else 0,
-            image_token_count=self._laid_out.media_token_count,
+            **self._media_usage(),
         )
+
+    def _media_usage(self) -> dict[str, int]:
+        """The fields of `Usage` that count the rows of each modality that there is."""
+        counts: Counter[Modality] = Counter()
+        for item, count in zip(self._items, self._laid_out.item_token_counts, strict=True):
+            counts[item.modality] += count
+        return {f"{modality}_token_count": count for modality, count in counts.items()}
 
     def _timings(self) -> pb.Timings:
         prefill = self._choices[0].prefill
@@ -176,6 +185,7 @@ class Generation:
 
     async def _start(self, prompt: Prompt, max_model_len: int) -> None:
         """Lays the prompt out and hands the first choice to the engine."""
+        self._items = prompt.items
         media = [self._infos[item.key] for item in prompt.items]
         self._laid_out = await self._parts.prompts.lay_out(prompt, media)
         room = answer_room(self._laid_out.token_count, self._plan.max_token_count, max_model_len)

@@ -21,7 +21,7 @@ class LaidOutPrompt:
     Attributes:
         item_of_span: index of the item that fills each span.
         token_count: tokens with all rows.
-        media_token_count: tokens that are rows of media.
+        item_token_counts: tokens that are rows of each item.
         variant: which set of weights computes it; see `ExpandedPrompt`.
     """
 
@@ -32,7 +32,7 @@ class LaidOutPrompt:
     spans: list[SpanMessage]
     item_of_span: list[int]
     token_count: int
-    media_token_count: int
+    item_token_counts: list[int]
     variant: str = ""
 
     @classmethod
@@ -46,6 +46,9 @@ class LaidOutPrompt:
             SpanMessage(keys[span.item], span.start, span.length, span.splittable, span.first_row)
             for span in expanded.spans
         ]
+        item_token_counts = [0] * len(keys)
+        for span in expanded.spans:
+            item_token_counts[span.item] += span.length
         return cls(
             token_ids=np.asarray(expanded.token_ids, dtype="<i4").tobytes(),
             positions=np.ascontiguousarray(expanded.positions, dtype="<i4").tobytes(),
@@ -54,7 +57,7 @@ class LaidOutPrompt:
             spans=spans,
             item_of_span=[span.item for span in expanded.spans],
             token_count=len(expanded.token_ids),
-            media_token_count=sum(span.length for span in spans),
+            item_token_counts=item_token_counts,
             variant=expanded.variant,
         )
 

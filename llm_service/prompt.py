@@ -218,7 +218,8 @@ class PromptBuilder:
     def _countable_renderer(self, request: pb.TokenizeRequest) -> Callable[[], RenderedText]:
         match request.WhichOneof("prompt"):
             case "conversation":
-                modalities: list[Modality] = ["image"] * len(_media_indexes(request.conversation))
+                modalities = [_modality(value, "modalities") for value in request.modalities]
+                modalities = modalities or ["image"] * len(_media_indexes(request.conversation))
                 return self._conversation_renderer(request.conversation, modalities)
             case "text":
                 return lambda: RenderedText([request.text])
@@ -308,14 +309,19 @@ def _count(modalities: Sequence[Modality]) -> str:
 def _item(item: media_pb2.MediaItem, param: str) -> Item:
     if not is_key(item.key):
         raise InvalidRequestError("a key is 64 lower-case hexadecimal digits", param=f"{param}.key")
-    modality = _MODALITIES.get(item.modality)
-    if modality is None:
-        raise InvalidRequestError("the modality is required", param=f"{param}.modality")
+    modality = _modality(item.modality, f"{param}.modality")
     if item.form == media_pb2.MEDIA_FORM_UNSPECIFIED:
         raise InvalidRequestError("the form is required", param=f"{param}.form")
     if len(item.settings) > MAX_ITEM_SETTINGS_LENGTH:
         raise InvalidRequestError("the settings are too long", param=f"{param}.settings")
     return Item(item.key, modality)
+
+
+def _modality(value: int, param: str) -> Modality:
+    modality = _MODALITIES.get(value)
+    if modality is None:
+        raise InvalidRequestError("the modality is required", param=param)
+    return modality
 
 
 def _turn_end(conversation: pb.Conversation) -> tuple[bool, bool]:

@@ -67,6 +67,19 @@ def _split_counts(value: Any) -> Any:
     return counts
 
 
+def _as_json_object(value: Any) -> Any:
+    """Takes a text or a table for the text of a JSON object, sorted and without spaces."""
+    if value is None or value == "":
+        return ""
+    try:
+        parsed = json.loads(value) if isinstance(value, str) else value
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"broken JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise ValueError('write it as a JSON object, for example {"num_crops": 4}')
+    return json.dumps(parsed, sort_keys=True, separators=(",", ":"))
+
+
 def checked_address(address: str, lowest_port: int = 0) -> str:
     """Returns HOST:PORT as it is.
 
@@ -94,6 +107,9 @@ ModalityName = Literal["image", "video", "audio"]
 
 ItemLimits = Annotated[dict[ModalityName, Annotated[int, Field(ge=0)]], BeforeValidator(_split_counts)]
 """How many items of a modality one prompt may hold: "image=4" or {"image": 4}."""
+
+JsonObject = Annotated[str, BeforeValidator(_as_json_object)]
+"""The text of a JSON object, "" for none; a table in files."""
 
 Device = Literal["auto", "cpu", "cuda"]
 DataTypeName = Literal["auto", "float32", "bfloat16", "float16"]

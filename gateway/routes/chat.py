@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from contextlib import aclosing
 from typing import Any
@@ -25,7 +26,7 @@ from gateway.metrics import RequestMeter
 from gateway.parts import Gateway
 from gateway.schemas import ChatCompletionRequest, parse_chat_request
 from gateway.sse import EventStreamResponse, while_connected
-from gateway.translate import affinity, check_item_count, to_generate_request, to_prompt
+from gateway.translate import affinity, check_items, to_generate_request, to_prompt
 from protos.llm.v1 import llm_service_pb2
 from shared.deadline import Deadline
 
@@ -52,7 +53,7 @@ Json = dict[str, Any]
     openapi_extra={"requestBody": json_body(ChatCompletionRequest)},
 )
 async def create_chat_completion(request: Request) -> Response:
-    """Continues a conversation about text and pictures."""
+    """Continues a conversation about text, pictures and videos."""
     gateway: Gateway = request.app.state.gateway
     state = request.scope["state"]
     work = _Work(gateway, state[REQUEST_ID], state[HOLDING])
@@ -117,12 +118,15 @@ class _Work:
     async def _assignment(self, chat: ChatCompletionRequest) -> Assignment:
         gateway = self._gateway
         prompt = to_prompt(chat)
-        check_item_count(prompt.media, gateway.image_limit())
+        check_items(prompt.media, gateway.item_limits())
+        settings = gateway.settings_for(chat)
         self._meter.asked(
-            choice_count=chat.n or 1, max_tokens=chat.max_token_count, image_count=len(prompt.media)
+            choice_count=chat.n or 1,
+            max_tokens=chat.max_token_count,
+            item_counts=Counter(part.modality for part in prompt.media),
         )
         async with asyncio.timeout(self._deadline.remaining_s()):
-            items = await gateway.media.resolve_all(prompt.media, self._holding.take_media)
+            items = await gateway.media.resolve_all(prompt.media, settings, self._holding.take_media)
         request = to_generate_request(
             chat, prompt, items, request_id=self._request_id, max_model_len=gateway.model().max_model_len
         )

@@ -34,6 +34,10 @@ def chat(
             "--image", help="Picture to ask about: a file or a URL. May be repeated.", metavar="FILE"
         ),
     ] = None,
+    video: Annotated[
+        list[str] | None,
+        typer.Option("--video", help="Video to ask about: a file or a URL. May be repeated.", metavar="FILE"),
+    ] = None,
     url: Annotated[str, typer.Option(help="The gateway.")] = "http://127.0.0.1:8000",
     model: Annotated[
         str | None, typer.Option(help="Served model name; the gateway's first if unset.")
@@ -48,7 +52,7 @@ def chat(
     """Asks the gateway and writes the answer as it comes."""
     options = {"model": model, "max_completion_tokens": max_tokens, "temperature": temperature}
     try:
-        body = build_body(question, image or [], system, options)
+        body = build_body(question, image or [], video or [], system, options)
         asyncio.run(_print_answer(url.rstrip("/").removesuffix("/v1"), body, api_key))
     except ChatError as error:
         print(f"percept chat: {error}", file=sys.stderr)
@@ -58,15 +62,17 @@ def chat(
 
 
 def build_body(
-    question: str, images: list[str], system: str | None, options: dict[str, Any]
+    question: str, images: list[str], videos: list[str], system: str | None, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Builds the request: pictures first, then the question.
+    """Builds the request: pictures first, then videos, then the question.
 
     Raises:
-        ChatError: a picture's file cannot be read.
+        ChatError: a file cannot be read.
     """
     content: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": _as_url(image)}} for image in images
+        {"type": kind, kind: {"url": _as_url(file, flag)}}
+        for kind, flag, files in (("image_url", "--image", images), ("video_url", "--video", videos))
+        for file in files
     ]
     content.append({"type": "text", "text": question})
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
@@ -76,14 +82,14 @@ def build_body(
     return {"messages": messages, "stream": True, **given}
 
 
-def _as_url(image: str) -> str:
-    if image.startswith(("http://", "https://", "data:")):
-        return image
-    path = Path(image)
+def _as_url(file: str, flag: str) -> str:
+    if file.startswith(("http://", "https://", "data:")):
+        return file
+    path = Path(file)
     try:
         payload = path.read_bytes()
     except OSError as error:
-        raise ChatError(f"--image {image}: {error.strerror}") from error
+        raise ChatError(f"{flag} {file}: {error.strerror}") from error
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     return f"data:{kind};base64,{base64.b64encode(payload).decode()}"
 

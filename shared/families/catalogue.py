@@ -42,8 +42,9 @@ class FamilyFacts:
         checkpoints: names that users know, as hub ids.
         modalities: what a prompt may hold.
         embedding_fields: what precomputed embeddings of a modality consist of.
-        settings: processor settings that one item may have of its own
+        settings: processor settings that one picture may have of its own
             (`mm_processor_kwargs`).
+        video_settings: those that one video may have; None: the same as a picture.
         several: whether one prompt may hold several items.
         notes: what else a user should know; one sentence, or "".
     """
@@ -54,8 +55,17 @@ class FamilyFacts:
     modalities: tuple[Modality, ...] = ("image",)
     embedding_fields: Mapping[Modality, EmbeddingFields] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
+    video_settings: tuple[str, ...] | None = None
     several: bool = True
     notes: str = ""
+
+    def settings_of(self, modality: Modality) -> tuple[str, ...]:
+        """Processor settings that one item of a modality may have of its own."""
+        if modality not in self.modalities or modality == "audio":
+            return ()
+        if modality == "video" and self.video_settings is not None:
+            return self.video_settings
+        return self.settings
 
 
 LEVELS = ("deepstack_0", "deepstack_1", "deepstack_2")

@@ -7,7 +7,7 @@ when a service is slow, full, wrong or gone. Used by the gateway's tests alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +52,7 @@ class ScriptedLlm(
     fail_after: int = 0
     vanish: bool = False
     ask_twice: bool = False
+    limits: Mapping[int, int] = field(default_factory=lambda: {media_pb2.MODALITY_IMAGE: 8})
     requests: list[llm_pb2.GenerateRequest] = field(default_factory=list)
     delivered: list[str] = field(default_factory=list)
     running: int = 0
@@ -133,7 +134,10 @@ class ScriptedLlm(
         return embedding_service_pb2.PutEmbeddingsResponse(stored=True)
 
     async def GetModel(self, request: Any, context: Any) -> llm_pb2.GetModelResponse:
-        limit = llm_pb2.ModalityLimit(modality=media_pb2.MODALITY_IMAGE, max_item_count=8)
+        limits = [
+            llm_pb2.ModalityLimit(modality=modality, max_item_count=count)  # type: ignore[arg-type]
+            for modality, count in self.limits.items()
+        ]
         return llm_pb2.GetModelResponse(
             models=["tiny", "org/tiny"],
             family="qwen2_vl",
@@ -141,7 +145,7 @@ class ScriptedLlm(
             hidden_size=8,
             vocabulary_size=100,
             start_seconds=1_700_000_000,
-            modality_limits=[limit],
+            modality_limits=limits,
         )
 
     async def GetStatus(self, request: Any, context: Any) -> llm_pb2.GetStatusResponse:

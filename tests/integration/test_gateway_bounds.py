@@ -234,7 +234,7 @@ async def test_steps_of_several_choices_are_shared() -> None:
     async with running_stack() as stack:
         assert (await ask(stack, {**HI, "n": 4})).status_code == 200
         value = stack.gateway.metrics.registry.get_sample_value(
-            "percept:stage_seconds_sum", {"model_name": "tiny", "stage": "decode_step"}
+            "percept:stage_seconds_sum", {"model_name": "tiny", "modality": "", "stage": "decode_step"}
         )
         # Three tokens of each choice: two steps of decoding in 0.3 s.
         assert value == pytest.approx(0.15)

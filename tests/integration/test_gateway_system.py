@@ -106,6 +106,8 @@ async def test_metrics() -> None:
             assert found["percept:stage_seconds_count", stage] == 1
             assert found["percept:stage_seconds_sum", stage] == seconds
         assert found["percept:stage_seconds_count", "prefill"] == 2
+        assert found["percept:request_images_sum", ""] == 2
+        assert found["percept:request_videos_sum", ""] == 0
 
 
 async def test_schema_describes_the_routes() -> None:

@@ -606,6 +606,8 @@ class Usage(_message.Message):
     COMPLETION_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     CACHED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     IMAGE_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    VIDEO_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    AUDIO_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     prompt_token_count: _builtins.int
     """Tokens of the prompt with its media expanded to rows."""
     completion_token_count: _builtins.int
@@ -614,6 +616,10 @@ class Usage(_message.Message):
     """Prompt tokens that the prefix cache served."""
     image_token_count: _builtins.int
     """Prompt tokens that are rows of images."""
+    video_token_count: _builtins.int
+    """Prompt tokens that are rows of videos."""
+    audio_token_count: _builtins.int
+    """Prompt tokens that are rows of audio."""
     def __init__(
         self,
         *,
@@ -621,10 +627,12 @@ class Usage(_message.Message):
         completion_token_count: _builtins.int = ...,
         cached_token_count: _builtins.int = ...,
         image_token_count: _builtins.int = ...,
+        video_token_count: _builtins.int = ...,
+        audio_token_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_token_count", b"cached_token_count", "completion_token_count", b"completion_token_count", "image_token_count", b"image_token_count", "prompt_token_count", b"prompt_token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_token_count", b"audio_token_count", "cached_token_count", b"cached_token_count", "completion_token_count", b"completion_token_count", "image_token_count", b"image_token_count", "prompt_token_count", b"prompt_token_count", "video_token_count", b"video_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -667,21 +675,29 @@ class TokenizeRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     CONVERSATION_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    MODALITIES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Served model name, or empty."""
     text: _builtins.str
     @_builtins.property
     def conversation(self) -> Global___Conversation: ...
+    @_builtins.property
+    def modalities(self) -> _containers.RepeatedScalarFieldContainer[_media_pb2.Modality.ValueType]:
+        """What the items show that the conversation refers to, in order of appearance.
+        Empty: all are images.
+        """
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         conversation: Global___Conversation | None = ...,
         text: _builtins.str = ...,
+        modalities: _abc.Iterable[_media_pb2.Modality.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "prompt", b"prompt", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "model", b"model", "prompt", b"prompt", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "modalities", b"modalities", "model", b"model", "prompt", b"prompt", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["conversation", "text"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015

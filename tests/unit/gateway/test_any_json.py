@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gateway.fields import INERT, REFUSED
+from gateway.item_settings import SettingsRules
+from gateway.media_io import MediaIo, VideoIo
 from gateway.schemas import ChatCompletionRequest, ChatMessage, StreamOptions, parse_chat_request
 from gateway.translate import to_prompt
 from shared.errors import InvalidRequestError
@@ -27,12 +29,27 @@ VALUES: list[object] = [
     {"type": {}},
     {"url": []},
 ]
-PART_FIELDS = ("type", "text", "refusal", "image_url", "image_embeds", "detail", "uuid", "cache_control")
+PART_FIELDS = (
+    "type",
+    "text",
+    "refusal",
+    "image_url",
+    "image_embeds",
+    "video_url",
+    "input_video",
+    "video_embeds",
+    "detail",
+    "uuid",
+    "cache_control",
+)
 PARTS: list[dict[str, object]] = [
     {"type": "text", "text": "a"},
     {"type": "refusal", "refusal": "a"},
     {"type": "image_url", "image_url": {"url": "data:,a"}},
     {"type": "image_embeds", "image_embeds": {"a": "b"}},
+    {"type": "video_url", "video_url": {"url": "data:,a"}},
+    {"type": "input_video", "input_video": "data:,a"},
+    {"type": "video_embeds", "video_embeds": {"a": "b"}},
 ]
 
 
@@ -50,6 +67,11 @@ def bodies() -> list[object]:
             {**with_message(), "stream": True, "stream_options": {name: value}}
             for name in StreamOptions.model_fields
         ]
+        found += [{**with_message(), "media_io_kwargs": {name: value}} for name in MediaIo.model_fields]
+        found += [
+            {**with_message(), "media_io_kwargs": {"video": {name: value}}} for name in VideoIo.model_fields
+        ]
+        found.append({**with_message(), "mm_processor_kwargs": {"size": value, "video": {"size": value}}})
         found.append(with_message(content=[value]))
         for part in PARTS:
             found += [with_message(content=[{**part, name: value}]) for name in PART_FIELDS]
@@ -63,7 +85,10 @@ def test_any_value_anywhere() -> None:
     accepted = refused = 0
     for body in bodies():
         try:
-            to_prompt(parse_chat_request(body))
+            chat = parse_chat_request(body)
+            to_prompt(chat)
+            video = chat.media_io_kwargs.video_values() if chat.media_io_kwargs is not None else None
+            SettingsRules(allowed=True).for_request(chat.mm_processor_kwargs, video, None)
         except InvalidRequestError:
             refused += 1
         except Exception as fault:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import encoded
-from gateway.encoded import decode_base64, decode_data_url
+from gateway.encoded import decode_base64, decode_data_url, decode_frames
 from shared.errors import BadMediaError, MediaTooLargeError
 
 LIMIT = 1_000_000
@@ -55,3 +55,21 @@ def test_data_url_heads() -> None:
     for url in ("data:", "data:image/png;base64", "data:" + "x" * 2000 + ",a", "data:,"):
         with pytest.raises(BadMediaError):
             decode_data_url(url, LIMIT)
+
+
+def test_frames_of_a_video() -> None:
+    frames = [b"\xff\xd8one", b"\xff\xd8", b"three" * 100]
+    texts = [base64.b64encode(frame).decode() for frame in frames]
+    for head in ("data:video/jpeg;base64,", "DATA:video/JPEG; base64,", "data:video/png;a=b;base64,"):
+        assert decode_frames(head + ",".join(texts), LIMIT) == frames
+    assert decode_frames("data:video/jpeg;base64," + texts[0].replace("/", "%2F"), LIMIT) == frames[:1]
+    assert decode_frames("data:video/mp4;base64," + texts[0], LIMIT) is None
+    assert decode_frames("data:video/jpeg," + texts[0], LIMIT) is None
+    for broken in ("", ",", texts[0] + ",", "," + texts[0], texts[0] + ",!!!!"):
+        with pytest.raises(BadMediaError):
+            decode_frames("data:video/jpeg;base64," + broken, LIMIT)
+    size = sum(map(len, frames))
+    assert decode_frames("data:video/jpeg;base64," + ",".join(texts), size) == frames
+    for most in (size - 1, len(frames[0]), 1):
+        with pytest.raises(MediaTooLargeError):
+            decode_frames("data:video/jpeg;base64," + ",".join(texts), most)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.content import EmbeddingsPart, ImageUrlPart, TextPart, parse_content
+import pytest
+
+from gateway.content import EmbeddingsPart, MediaUrlPart, TextPart, parse_content
 from gateway.media import ResolvedItem
 from gateway.schemas import parse_chat_request
-from gateway.translate import affinity, to_generate_request, to_prompt, to_request_param
+from gateway.translate import affinity, check_items, to_generate_request, to_prompt, to_request_param
 from protos.llm.v1 import llm_service_pb2
 from protos.media.v1 import media_pb2
+from shared.errors import InvalidRequestError
 
 
 def item(key: str, param: str = "messages[0].content[0].image_url") -> ResolvedItem:
@@ -98,7 +101,59 @@ def test_parts_keep_their_order_and_path() -> None:
     )
     assert parts == [
         TextPart("a"),
-        ImageUrlPart("data:,x", "messages[3].content[1].image_url"),
-        EmbeddingsPart({"image_embeds": "eA=="}, "messages[3].content[2].image_embeds"),
+        MediaUrlPart("image", "data:,x", "messages[3].content[1].image_url"),
+        EmbeddingsPart("image", {"image_embeds": "eA=="}, "messages[3].content[2].image_embeds"),
         TextPart("b"),
     ]
+
+
+def test_videos_by_every_name() -> None:
+    url = "data:,x"
+    paths = {
+        "video_url": [{"type": "video_url", "video_url": {"url": url}}, {"video_url": url}],
+        "input_video": [{"type": "input_video", "input_video": url}, {"input_video": {"url": url}}],
+    }
+    for name, parts in paths.items():
+        for part in parts:
+            assert parse_content([part], "c") == [MediaUrlPart("video", url, f"c[0].{name}")]
+    mixed = {"type": "input_video", "video_url": url}
+    assert parse_content([mixed], "c") == [MediaUrlPart("video", url, "c[0].video_url")]
+    embedded = {"type": "video_embeds", "video_embeds": {"video_embeds": "eA==", "video_grid_thw": [1, 2, 2]}}
+    assert parse_content([embedded], "c") == [
+        EmbeddingsPart("video", embedded["video_embeds"], "c[0].video_embeds")  # type: ignore[arg-type]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "param"),
+    [
+        ({"type": "video_url"}, "c[0].video_url"),
+        ({"type": "video_url", "video_url": {}}, "c[0].video_url.url"),
+        ({"type": "video_url", "video_url": ""}, "c[0].video_url"),
+        ({"type": "video_url", "video_url": 3}, "c[0].video_url"),
+        ({"type": "video_url", "video_url": "data:,x", "fps": 2}, "c[0].fps"),
+        ({"type": "video_url", "image_url": "data:,x"}, "c[0].image_url"),
+        ({"type": "input_video", "input_video": "data:,x", "video_url": "data:,x"}, "c[0]"),
+        ({"type": "video_embeds", "video_embeds": []}, "c[0].video_embeds"),
+        ({"type": "video_embeds", "video_embeds": {"video_embeds": 3}}, "c[0].video_embeds.video_embeds"),
+    ],
+)
+def test_videos_of_a_wrong_form(part: dict[str, object], param: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_content([part], "c")
+    assert caught.value.param == param
+
+
+def test_items_are_counted_by_modality() -> None:
+    picture, video = MediaUrlPart("image", "data:,x", "p"), MediaUrlPart("video", "data:,x", "v")
+    check_items([picture, picture, video], {"image": 2, "video": 1})
+    for media, param, code in (
+        ([picture] * 3, "image", "too_many_images"),
+        ([video, picture, video], "video", "too_many_videos"),
+    ):
+        with pytest.raises(InvalidRequestError, match="At most") as caught:
+            check_items(media, {"image": 2, "video": 1})
+        assert (caught.value.param, caught.value.code) == (param, code)
+    with pytest.raises(InvalidRequestError, match="no video parts; it takes: text, image") as caught:
+        check_items([picture, video], {"image": 2})
+    assert (caught.value.param, caught.value.code) == ("v", "unsupported_media")
