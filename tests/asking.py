@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 EmbeddingFormat = Literal["torch", "npy", "safetensors"]
@@ -36,6 +37,18 @@ def picture(seed: int, size: tuple[int, int] = (112, 84)) -> Image.Image:
         box = (left, top, left + draw.randrange(8, 60), top + draw.randrange(8, 60))
         (pen.ellipse if draw.random() < 0.5 else pen.rectangle)(box, fill=colour())
     return image
+
+
+def moving_picture(seed: int, size: tuple[int, int], count: int) -> npt.NDArray[np.uint8]:
+    """Frames of a picture that changes with every second frame.
+
+    Args:
+        size: width and height in pixels.
+
+    Returns:
+        RGB, uint8 (count, height, width, 3).
+    """
+    return np.stack([np.asarray(picture(1000 * seed + index // 2, size)) for index in range(count)])
 
 
 def data_url(image: Image.Image, form: str = "PNG") -> str:

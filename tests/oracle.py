@@ -27,7 +27,7 @@ PROGRAM = Path(__file__).with_name("oracle_program.py")
 PACKAGES = Path(sys.prefix) / "reference"
 """What only the oracle may import; `make install` fills it."""
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 240.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class OracleAnswer:
         prompt_ids: its tokens, placeholders expanded.
         new_ids: the greedy answer; empty where none was asked for.
         inputs: the processor's arrays (pixel_values, image_grid_thw, ...), where asked for.
-        rows: float32 (rows, width) of each picture, or of each of its tiles, where asked for.
+        rows: float32 (rows, width) of each item, or of each of its tiles, where asked for.
     """
 
     text: str
@@ -114,7 +114,7 @@ class Oracle:
             media: pictures and videos, in the order in which the prompt names them.
             new_tokens: how many tokens to generate, neither fewer nor more.
             inputs: return the processor's arrays too.
-            rows: return each picture's rows too.
+            rows: return the rows too: of videos where there are any, else of pictures.
             processor_arguments: further arguments of the processor.
             chat_template: used in the place of the checkpoint's own.
 

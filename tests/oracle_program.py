@@ -80,7 +80,7 @@ class Loaded:
         if arrays is not None:
             np.savez(arrays, **{n: t.numpy() for n, t in inputs.items() if isinstance(t, torch.Tensor)})
         if request["rows"] is not None:
-            np.savez(request["rows"], *[rows.float().numpy() for rows in self.image_rows(inputs)])
+            np.savez(request["rows"], *[rows.float().numpy() for rows in self.media_rows(inputs)])
         if request["new_tokens"]:
             reply["new_ids"] = self.generate(inputs, request["new_tokens"])
         return reply
@@ -111,16 +111,19 @@ class Loaded:
             given |= {"videos": list(frames), "video_metadata": list(metadata), "do_sample_frames": False}
         return dict(self.processor(**given))
 
-    def image_rows(self, inputs: dict[str, Any]) -> list[torch.Tensor]:
-        """Rows of each picture, or of each of its tiles, (rows, width)."""
+    def media_rows(self, inputs: dict[str, Any]) -> list[torch.Tensor]:
+        """Rows of each item, or of each of its tiles, (rows, width); of videos where the inputs hold any."""
+        of_videos = "pixel_values_videos" in inputs
+        own = self.overrides.video_features if of_videos else self.overrides.image_features
         with torch.no_grad():
-            if self.overrides.image_features is not None:
-                return list(self.overrides.image_features(self.model, inputs))
-            owner = self.model if hasattr(self.model, "get_image_features") else self.model.model
-            taken = inspect.signature(owner.get_image_features).parameters
-            wanted = {name: tensor for name, tensor in inputs.items() if name in taken}
-            output = owner.get_image_features(**wanted)
-        return list(output.pooler_output if hasattr(output, "pooler_output") else output)
+            if own is not None:
+                return list(own(self.model, inputs))
+            name = "get_video_features" if of_videos else "get_image_features"
+            ask = getattr(self.model if hasattr(self.model, name) else self.model.model, name)
+            taken = inspect.signature(ask).parameters
+            output = ask(**{name: tensor for name, tensor in inputs.items() if name in taken})
+        rows = output.pooler_output if hasattr(output, "pooler_output") else output
+        return [part.reshape(-1, part.shape[-1]) for part in rows]
 
     def generate(self, inputs: dict[str, Any], count: int) -> list[int]:
         """Greedy tokens, exactly `count` of them."""

@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openai
 import pytest
 from PIL import Image
 
 from shared.families.catalogue import Modality
-from tests.asking import frame_list_part, picture, user
+from tests.asking import frame_list_part, moving_picture, picture, user
 from tests.embedding_parts import encode, part_from
-from tests.families import all_cases
+from tests.families import all_cases, takes_videos
 from tests.families.case import FamilyCase
 from tests.oracle import Oracle, Video
 from tests.served_family import BLOCK, Question, ServedFamily, question
@@ -51,7 +50,7 @@ def questions_for(case: FamilyCase) -> dict[str, Question]:
         ),
         "the same picture twice": question([picture(10, wide), "and again", picture(10, wide), "the same?"]),
     }
-    if "video" in case.facts.modalities:
+    if takes_videos(case):
         asked["a video"] = question([video(case, 1), "what happens?"])
         asked["a video and a picture"] = question(["first", picture(11, tall), video(case, 2), "compare"])
     most = case.most_pictures
@@ -59,10 +58,8 @@ def questions_for(case: FamilyCase) -> dict[str, Question]:
 
 
 def video(case: FamilyCase, seed: int) -> Video:
-    """Frames of one picture that changes."""
-    width, height = case.video_size
-    frames = [np.asarray(picture(100 * seed + i // 2, (width, height))) for i in range(case.video_frames)]
-    return Video(np.stack(frames), fps=2.0)
+    """Frames of one picture that changes, two a second."""
+    return Video(moving_picture(seed, case.video_size, case.video_frames), fps=2.0)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -123,7 +120,7 @@ async def test_precomputed_embeddings_equal_their_picture(served: ServedFamily) 
 
 
 async def test_precomputed_embeddings_equal_their_video(served: ServedFamily) -> None:
-    if "video" not in served.case.facts.modalities:
+    if not takes_videos(served.case):
         part = {"type": "video_embeds", "video_embeds": {"video_embeds": "AAAA"}}
         with pytest.raises(openai.BadRequestError):
             await served.answer([user(part, "what happens?")], TOKENS)
@@ -143,7 +140,7 @@ async def embedded(served: ServedFamily, item: Image.Image | Video) -> dict[str,
 
 
 async def test_a_list_of_frames_is_a_video(served: ServedFamily) -> None:
-    if "video" not in served.case.facts.modalities:
+    if not takes_videos(served.case):
         part = frame_list_part(video(served.case, 3).frames)
         with pytest.raises(openai.BadRequestError):
             await served.answer([user(part, "what happens?")], TOKENS)

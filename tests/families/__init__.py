@@ -33,3 +33,8 @@ def all_variants() -> dict[str, tuple[FamilyCase, str]]:
         for name, case in all_cases().items()
         for variant in case.variants
     }
+
+
+def takes_videos(case: FamilyCase) -> bool:
+    """Says whether the family serves videos."""
+    return "video" in case.facts.modalities

@@ -28,6 +28,7 @@ class OracleOverrides:
             further arguments by name.
         image_features: (model, inputs) -> one float tensor (rows, width) for each
             picture, in the place of `model.get_image_features`.
+        video_features: as much for videos.
         generate_arguments: further arguments of `generate`.
     """
 
@@ -35,6 +36,7 @@ class OracleOverrides:
     load_processor: Callable[[Path], Any] | None = None
     make_inputs: Callable[..., Mapping[str, Any]] | None = None
     image_features: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    video_features: Callable[[Any, Mapping[str, Any]], Any] | None = None
     generate_arguments: Mapping[str, Any] = field(default_factory=dict)
 
 

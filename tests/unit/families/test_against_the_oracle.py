@@ -10,10 +10,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from shared.families.base import MAIN_TENSOR, Family
-from tests.asking import picture
+from shared.families.base import MAIN_TENSOR, Family, VideoClip
+from tests.asking import moving_picture, picture
+from tests.families import takes_videos
 from tests.laying_out import Layouter
-from tests.oracle import Oracle
+from tests.oracle import Oracle, Video
 from tests.unit.families.conftest import EVERY
 
 CPU = torch.device("cpu")
@@ -44,6 +45,37 @@ def test_pixels_tokens_and_rows(
         (tensors,) = tower.encode([features])
         rows = tensors[MAIN_TENSOR].numpy()
         np.testing.assert_allclose(rows, np.concatenate(answer.rows), atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("variant", [name for name, (case, _) in EVERY.items() if takes_videos(case)])
+def test_videos(
+    variant: str, tiny: Callable[[str], Path], family: Callable[[str], Family], oracle: Oracle
+) -> None:
+    """Prompts token for token, rows closely, whole and in parts; pixels show in the rows."""
+    case, _ = EVERY[variant]
+    parts = family(variant)
+    preprocessor, tower = parts.preprocessor(), parts.tower(CPU, torch.float32)
+    front = Layouter(tiny(variant))
+    text = f"look: {front.layout.placeholder_text('video')} what happens?"
+    for seed, (size, count, step) in enumerate(
+        [(case.video_size, case.video_frames, 1), ((61, 150), 7, 1), (case.sizes[0], 6, 5), ((224, 56), 1, 1)]
+    ):
+        where = f"{variant} {size}, {count} frames"
+        shown = moving_picture(seed, size, count)
+        indices = tuple(range(0, count * step, step))
+        clip = VideoClip(shown, indices, count * step, 6.0)
+        video = Video(shown, 6.0, indices, count * step)
+        answer = oracle.ask(case, tiny(variant), text, [video], rows=True)
+        features = preprocessor.preprocess_video(clip, {})
+        assert front.lay_out(text, [features.info]).token_ids == answer.prompt_ids, where
+
+        (whole,) = tower.encode([features])
+        expected = np.concatenate(answer.rows)
+        np.testing.assert_allclose(whole[MAIN_TENSOR].numpy(), expected, atol=TOLERANCE, rtol=TOLERANCE)
+        pieces = [tower.encode([piece])[0] for piece in tower.split(features)]
+        for name, tensor in whole.items():
+            joined = torch.cat([piece[name] for piece in pieces])
+            torch.testing.assert_close(joined, tensor, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def check_arrays(ours: Arrays, theirs: Arrays, where: str) -> None:

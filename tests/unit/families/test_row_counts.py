@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from shared.families.base import MAIN_TENSOR, Family
-from tests.asking import picture
-from tests.families import all_cases
+from shared.families.base import MAIN_TENSOR, Family, VideoClip
+from tests.asking import moving_picture, picture
+from tests.families import all_cases, takes_videos
 from tests.laying_out import Layouter
 from tests.oracle import Oracle
 from tests.unit.families.conftest import Build
@@ -20,6 +20,7 @@ CASES = all_cases()
 CPU = torch.device("cpu")
 SIZE_COUNT = 100
 ASKED_COUNT = 20
+VIDEO_COUNT = 20
 BATCH = 10
 SIDES = (8, 400)
 
@@ -47,6 +48,29 @@ def test_a_hundred_sizes(
         info = preprocessor.preprocess_image(shown, {}).info
         expected = oracle.ask(CASES[model_type], tiny(model_type), text, [shown]).prompt_ids
         assert front.lay_out(text, [info]).token_ids == expected, size
+
+
+@pytest.mark.parametrize("model_type", [name for name, case in CASES.items() if takes_videos(case)])
+def test_videos(model_type: str, tiny: Build, family: Callable[[str], Family]) -> None:
+    parts = family(model_type)
+    preprocessor, tower = parts.preprocessor(), parts.tower(CPU, torch.float32)
+    front = Layouter(tiny(model_type))
+    text = f"look: {front.layout.placeholder_text('video')} what happens?"
+    widths = {MAIN_TENSOR: parts.hidden_size(), **parts.extra_widths()}
+    dice = random.Random(1)
+    for seed, size in enumerate(random_sizes()[:VIDEO_COUNT]):
+        count = dice.randint(1, 9)
+        clip = VideoClip(
+            moving_picture(seed, size, count), tuple(range(count)), count, dice.choice([1.0, 25.0])
+        )
+        features = preprocessor.preprocess_video(clip, {})
+        rows = features.info.row_count
+        (tensors,) = tower.encode([features])
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        assert shapes == {name: (rows, width) for name, width in widths.items()}, (size, count)
+        spans = front.lay_out(text, [features.info]).spans
+        assert sum(span.length for span in spans) == rows, (size, count)
+        assert sum(piece.info.row_count for piece in tower.split(features)) == rows, (size, count)
 
 
 def random_sizes() -> list[tuple[int, int]]:
