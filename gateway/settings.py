@@ -9,13 +9,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from gateway.item_settings import SettingsRules
 from gateway.media_io import MediaIo
+from shared.rpc.addresses import checked_address
 from shared.settings import (
     CommaList,
     ItemLimits,
     JsonObject,
     ListenAddress,
     ServiceSettings,
-    checked_address,
 )
 
 MIB = 1024 * 1024

@@ -30,6 +30,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from shared.rpc.addresses import checked_address
+
 PREFIX = "PERCEPT_"
 """Prefix of the environment variables that are settings."""
 
@@ -78,23 +80,6 @@ def _as_json_object(value: Any) -> Any:
     if not isinstance(parsed, dict):
         raise ValueError('write it as a JSON object, for example {"num_crops": 4}')
     return json.dumps(parsed, sort_keys=True, separators=(",", ":"))
-
-
-def checked_address(address: str, lowest_port: int = 0) -> str:
-    """Returns HOST:PORT as it is.
-
-    Raises:
-        ValueError: it is not of that form, or the port out of range.
-    """
-    host, colon, port = address.rpartition(":")
-    if (
-        not colon
-        or not port.isdigit()
-        or not lowest_port <= int(port) < 65536
-        or (":" in host) != ("]" in host)
-    ):
-        raise ValueError(f"write {address!r} as HOST:PORT (an IPv6 address in brackets)")
-    return address
 
 
 ListenAddress = Annotated[str, AfterValidator(checked_address)]

@@ -27,7 +27,7 @@ from protos.llm.v1 import llm_service_pb2
 from shared.deadline import Deadline
 from shared.errors import InvalidRequestError, PerceptError, UnavailableError
 from shared.families.catalogue import Modality
-from shared.settings import checked_address
+from shared.rpc.addresses import checked_address
 
 if TYPE_CHECKING:
     from percept.client.embeddings import Embeddings

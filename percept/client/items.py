@@ -70,7 +70,8 @@ class ItemSettings:
     ) -> None:
         """
         Args:
-            mm_processor_kwargs: settings of the model's processor, for all items.
+            mm_processor_kwargs: settings of the model's processor, for all items; those under "image",
+                "video" or "audio" are for that modality alone.
             media_io_kwargs: how files are read, by modality: {"video": {"num_frames": 16}}.
 
         Raises:
@@ -83,17 +84,23 @@ class ItemSettings:
                     f"media_io_kwargs has no {modality!r}; it takes video",
                     param=f"media_io_kwargs.{modality}",
                 )
-        plain = canonical_settings(processor)
         canonical_settings(reading, "media_io_kwargs")
-        video = {**processor, "media_io": reading["video"]} if reading.get("video") else processor
-        self._texts: dict[Modality, str] = {
-            "image": plain,
-            "video": canonical_settings(video),
-            "audio": plain,
-        }
+        common = {name: value for name, value in processor.items() if name not in MODALITIES}
+        self._texts: dict[Modality, str] = {}
+        for modality in MODALITIES:
+            own = {**common, **_object(processor.get(modality), f"mm_processor_kwargs.{modality}")}
+            if modality == "video" and reading.get("video"):
+                own["media_io"] = reading["video"]
+            self._texts[modality] = canonical_settings(own)
 
     def __getitem__(self, modality: Modality) -> str:
         return self._texts[modality]
+
+
+def _object(value: object, param: str) -> Mapping[str, Any]:
+    if value is None or isinstance(value, Mapping):
+        return value or {}
+    raise InvalidRequestError(f"{param} must be a mapping", param=param)
 
 
 def settings_name(path: str) -> str:

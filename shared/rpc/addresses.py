@@ -33,3 +33,20 @@ async def resolve(address: str) -> frozenset[str]:
 def _written(host: str, port: int) -> str:
     ip = ipaddress.ip_address(host.partition("%")[0])
     return f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}"
+
+
+def checked_address(address: str, lowest_port: int = 0) -> str:
+    """Returns HOST:PORT as it is.
+
+    Raises:
+        ValueError: it is not of that form, or the port out of range.
+    """
+    host, colon, port = address.rpartition(":")
+    if (
+        not colon
+        or not port.isdigit()
+        or not lowest_port <= int(port) < 65536
+        or (":" in host) != ("]" in host)
+    ):
+        raise ValueError(f"write {address!r} as HOST:PORT (an IPv6 address in brackets)")
+    return address

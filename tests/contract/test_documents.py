@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from percept.cli import build_app
 from percept.configuration_page import page
 from percept.models_table import with_table
 from percept.up_settings import settings_classes
@@ -78,6 +80,22 @@ def test_flags_that_documents_name_exist(repository: Path) -> None:
         for command in re.findall(r"percept (?:up|encoder|llm|gateway|chat)[^\n`]*", text):
             unknown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", command)) - known
             assert not unknown, f"{document.name}: {command}"
+
+
+@pytest.mark.parametrize("name", ["encode", "generate", "models"])
+def test_flags_of_small_commands_that_documents_name_exist(name: str, repository: Path) -> None:
+    (command,) = [
+        command for found, command in get_command(build_app(name)).commands.items() if found == name
+    ]
+    known = {flag for parameter in command.params for flag in parameter.opts}
+    found = []
+    for document in documents(repository):
+        text = document.read_text(encoding="utf-8")
+        for line in re.findall(rf"percept {name}\b[^\n`]*", text):
+            found.append(line)
+            unknown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)) - known
+            assert not unknown, f"{document.name}: {line}"
+    assert found
 
 
 def test_make_targets_that_documents_name_exist(repository: Path) -> None:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from encoder_service.settings import EncoderSettings
 from gateway.settings import GatewaySettings
 from llm_service.settings import LlmSettings
-from shared.settings import checked_address
+from shared.rpc.addresses import checked_address
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:50051", "[::1]:65535", ":8000"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from percept.client.items import Item, canonical_settings
+from percept.client.items import Item, ItemSettings, canonical_settings
 from percept.client.media import guess_modality, items_of
 from protos.media.v1 import media_pb2
 from shared.content_key import content_key
@@ -124,6 +124,16 @@ def test_settings_are_part_of_the_key() -> None:
     assert plain.wire.key != other.wire.key
     assert canonical_settings({"a": 2, "b": 1}) == other.wire.settings
     assert canonical_settings({}) == canonical_settings(None) == ""
+
+
+def test_settings_of_one_modality() -> None:
+    settings = ItemSettings({"a": 1, "image": {"b": 2}, "video": {"a": 3}}, {"video": {"fps": 2}})
+    assert settings["image"] == '{"a":1,"b":2}'
+    assert settings["video"] == '{"a":3,"media_io":{"fps":2}}'
+    assert settings["audio"] == '{"a":1}'
+    with pytest.raises(InvalidRequestError) as caught:
+        ItemSettings({"image": 3})
+    assert caught.value.param == "mm_processor_kwargs.image"
 
 
 @pytest.mark.parametrize("settings", [{"a": object()}, {"a": float("nan")}], ids=["object", "nan"])
