@@ -34,11 +34,16 @@ class Encoded:
 
 @dataclass(slots=True, eq=False)
 class _Part:
-    """What goes into one run."""
+    """What goes into one run.
+
+    Attributes:
+        later: the item's parts that are still to run; without this one while it runs.
+    """
 
     features: Features
     answer: asyncio.Future[Encoded]
     is_last: bool
+    later: deque[_Part]
     waiting: Stopwatch = field(default_factory=Stopwatch)
 
 
@@ -114,8 +119,9 @@ class Batcher:
             turn: the lower, the sooner; counted up over all items.
         """
         loop = asyncio.get_running_loop()
-        last = len(parts) - 1
-        waiting = deque(_Part(part, loop.create_future(), index == last) for index, part in enumerate(parts))
+        waiting: deque[_Part] = deque()
+        for part in parts:
+            waiting.append(_Part(part, loop.create_future(), part is parts[-1], waiting))
         answers = [part.answer for part in waiting]
         entry = _Entry(turn, turn, waiting)
         async with self._changed:
@@ -215,5 +221,8 @@ class Batcher:
 
 
 def _settle_failure(part: _Part, fault: Exception) -> None:
+    # At once, as the next run begins before anyone has heard of this.
+    for later in part.later:
+        later.answer.cancel()
     if not part.answer.done():
         part.answer.set_exception(fault)
