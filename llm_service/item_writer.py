@@ -7,19 +7,40 @@ family's layout does.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from llm_service.text_tokenizer import TextTokenizer
-from shared.families.base import MediaInfo, WritesItems
+from shared.families.base import MediaInfo, Modality, PromptLayout, WritesItems
+
+
+def placeholder_ids(
+    tokenizer: TextTokenizer, layout: PromptLayout, modalities: Iterable[Modality]
+) -> dict[Modality, int]:
+    """The token of each modality's placeholder.
+
+    What has none in the vocabulary gets one behind it. No model ever sees that one:
+    the layout writes the item out in its place.
+    """
+    known = dict(layout.placeholder_ids())
+    for modality in modalities:
+        if modality not in known and isinstance(layout, WritesItems):
+            known[modality] = tokenizer.special_id(layout.placeholder_text(modality))
+    return known
 
 
 class ItemWriter:
-    """Puts `item_text` in the place of placeholders."""
+    """Puts `item_text` in the place of placeholders.
 
-    def __init__(self, tokenizer: TextTokenizer, layout: WritesItems) -> None:
+    Args:
+        placeholders: the token of each modality; see `placeholder_ids`.
+    """
+
+    def __init__(
+        self, tokenizer: TextTokenizer, layout: WritesItems, placeholders: Mapping[Modality, int]
+    ) -> None:
         self._tokenizer = tokenizer
         self._layout = layout
-        self._by_id = {token_id: modality for modality, token_id in layout.placeholder_ids().items()}
+        self._by_id = {token_id: modality for modality, token_id in placeholders.items()}
         self._by_text = {
             str(tokenizer.backend.id_to_token(token_id)): modality
             for token_id, modality in self._by_id.items()

@@ -15,7 +15,7 @@ from typing import TypeVar
 from llm_service.bounded_encoding import encode_bounded
 from llm_service.chat_template import ChatMessage, ChatTemplate, MediaMark
 from llm_service.context_length import COUNTED_CONTEXTS, check_countable, check_length
-from llm_service.item_writer import ItemWriter
+from llm_service.item_writer import ItemWriter, placeholder_ids
 from llm_service.laid_out_prompt import LaidOutPrompt
 from llm_service.side_thread import SideThread
 from llm_service.special_tokens import SpecialTokenGuard, special_token_pattern
@@ -90,8 +90,9 @@ class PromptBuilder:
         self._layout = layout
         self._template = template
         self._vocabulary_size = vocabulary_size
-        self._writer = ItemWriter(tokenizer, layout) if isinstance(layout, WritesItems) else None
-        self._modality_of_id = {token_id: modality for modality, token_id in layout.placeholder_ids().items()}
+        ids = placeholder_ids(tokenizer, layout, item_limits)
+        self._writer = ItemWriter(tokenizer, layout, ids) if isinstance(layout, WritesItems) else None
+        self._modality_of_id = {token_id: modality for modality, token_id in ids.items()}
         placeholders = (tokenizer.backend.id_to_token(token_id) for token_id in self._modality_of_id)
         # A checkpoint need not flag its placeholders as special, and typed ones are text all the same.
         self._guarded = special_token_pattern(

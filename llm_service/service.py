@@ -23,6 +23,7 @@ from llm_service.embedding_store import EmbeddingStore
 from llm_service.engine.messages import EngineSettings
 from llm_service.engine_client import EngineClient
 from llm_service.generation import Admission, GenerationParts
+from llm_service.item_writer import placeholder_ids
 from llm_service.prompt import PromptBuilder
 from llm_service.sampling import GenerationDefaults
 from llm_service.servicer import LlmServicer, ModelFacts
@@ -263,7 +264,7 @@ def _template(
         logger.warning("the checkpoint has no chat template: chat requests will be refused")
         return None
     layout = family.prompt_layout()
-    ids = layout.placeholder_ids()
+    ids = placeholder_ids(tokenizer, layout, family.modalities)
     texts = {modality: layout.placeholder_text(modality) for modality in family.modalities}
     tokens = {modality: str(tokenizer.backend.id_to_token(ids[modality])) for modality in family.modalities}
     return ChatTemplate(tokenizer.hf, source, texts, tokens)

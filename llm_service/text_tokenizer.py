@@ -45,6 +45,14 @@ class TextTokenizer:
         found: int | None = self.hf.eos_token_id
         return found
 
+    def special_id(self, text: str) -> int:
+        """The id of a special token, which is put behind the vocabulary if there is none yet."""
+        if self.backend.token_to_id(text) is None:
+            self.backend.add_special_tokens([text])
+            self.table = TokenTable(self.backend)
+            self._special_tokens = sorted(self.table.special_tokens)
+        return int(self.backend.token_to_id(text))
+
     def __len__(self) -> int:
         return int(self.backend.get_vocab_size(with_added_tokens=True))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llm_service.item_writer import ItemWriter
+from llm_service.item_writer import ItemWriter, placeholder_ids
 from llm_service.text_tokenizer import TextTokenizer
 from shared.checkpoint import read_checkpoint
 from shared.families import load_family
@@ -19,14 +19,18 @@ class Layouter:
     """The front's half of a checkpoint."""
 
     def __init__(self, folder: Path) -> None:
-        self.layout = load_family(read_checkpoint(folder)).prompt_layout()
+        family = load_family(read_checkpoint(folder))
+        self.layout = family.prompt_layout()
         self.tokenizer = TextTokenizer.load(folder)
+        self._placeholders = placeholder_ids(self.tokenizer, self.layout, family.modalities)
 
     def token_ids(self, text: str, infos: Sequence[MediaInfo]) -> list[int]:
         """Tokens of a text with one placeholder for each item, as `PromptLayout.expand` takes them."""
         token_ids = self.tokenizer.encode(text)
         if isinstance(self.layout, WritesItems) and infos:
-            return ItemWriter(self.tokenizer, self.layout).written(token_ids, [text], infos)
+            return ItemWriter(self.tokenizer, self.layout, self._placeholders).written(
+                token_ids, [text], infos
+            )
         return token_ids
 
     def lay_out(self, text: str, infos: Sequence[MediaInfo]) -> ExpandedPrompt:

@@ -16,7 +16,7 @@ import openai
 import pytest
 from PIL import Image
 
-from llm_service.item_writer import ItemWriter
+from llm_service.item_writer import ItemWriter, placeholder_ids
 from llm_service.text_tokenizer import TextTokenizer
 from protos.llm.v1 import llm_service_pb2
 from protos.llm.v1.llm_service_pb2_grpc import LlmServiceStub
@@ -161,7 +161,8 @@ class ServedFamily:
             # The text is the service's own where its tokens spell the oracle's.
             text = expected.text
             same = token_ids == self._tokenizer.encode(text)
-            writer = ItemWriter(self._tokenizer, layout)
+            placeholders = placeholder_ids(self._tokenizer, layout, family.modalities)
+            writer = ItemWriter(self._tokenizer, layout, placeholders)
             token_ids = writer.written(token_ids, [text] if same else None, infos)
         return layout.expand(token_ids, infos).token_ids
 

@@ -277,6 +277,9 @@ class WritesItems(PromptLayout, Protocol):
 
     For families whose processors put words, tags or line breaks around an item's
     rows: these merge with the text beside them, so tokens alone cannot be patched.
+
+    A modality that has no token of its own may be left out of `placeholder_ids`: its
+    `placeholder_text` then stands for an item until that is written out.
     """
 
     def item_text(self, modality: Modality, info: MediaInfo) -> str:

@@ -108,6 +108,14 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         notes="Pan and scan on demand; the rows of a picture see each other.",
     ),
     FamilyFacts(
+        "idefics3",
+        "idefics3:Idefics3Family",
+        ("HuggingFaceM4/Idefics3-8B-Llama3",),
+        embedding_fields={"image": EmbeddingFields(("image_embeds",), ("image_tiles",))},
+        settings=("size", "do_image_splitting"),
+        notes="Large pictures in tiles.",
+    ),
+    FamilyFacts(
         "llava",
         "llava:LlavaFamily",
         ("llava-hf/llava-1.5-7b-hf", "mistral-community/pixtral-12b"),

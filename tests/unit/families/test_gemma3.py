@@ -44,7 +44,8 @@ def test_crops_equal_the_processors(
 
     tokenizer, layout = TextTokenizer.load(folder), parts.prompt_layout()
     assert isinstance(layout, WritesItems)
-    written = ItemWriter(tokenizer, layout).written(tokenizer.encode(text), [text], [features.info])
+    writer = ItemWriter(tokenizer, layout, layout.placeholder_ids())
+    written = writer.written(tokenizer.encode(text), [text], [features.info])
     prompt = layout.expand(written, [features.info])
     assert prompt.token_ids == answer.prompt_ids
     assert [span.first_row for span in prompt.spans] == [16 * piece for piece in range(pieces)]
