@@ -131,6 +131,17 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         notes="Pictures are cut into tiles by their size.",
     ),
     FamilyFacts(
+        "llava_onevision",
+        "llava_onevision:LlavaOnevisionFamily",
+        ("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "llava-hf/llava-onevision-qwen2-7b-ov-hf"),
+        modalities=("image", "video"),
+        embedding_fields={
+            "image": EmbeddingFields(("image_embeds", "image_sizes")),
+            "video": EmbeddingFields(("video_embeds",)),
+        },
+        notes="Pictures are cut into tiles by their size, however many there are.",
+    ),
+    FamilyFacts(
         "mistral3",
         "mistral3:Mistral3Family",
         ("mistralai/Mistral-Small-3.1-24B-Instruct-2503",),

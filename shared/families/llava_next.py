@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import BadEmbeddingsError, InvalidRequestError
-from shared.families.anyres import Canvases, Packing, canvases
+from shared.families.anyres import Canvases, canvases
 from shared.families.base import (
     MAIN_TENSOR,
     Checkpoint,
@@ -34,7 +34,6 @@ from shared.families.tile_tower import (
     TileTower,
     build_tile_tower,
     check_tile_size,
-    join_pixels,
     rows_of_a_tile,
 )
 
@@ -44,6 +43,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shared.families.weights import Prefixes
+
+PIXELS = "pixel_values"
 
 PREFIXES: Prefixes = {
     **LLAVA_PREFIXES,
@@ -99,29 +100,30 @@ class LlavaNextTower(TileTower):
         self._canvases = canvases
 
     def encode(self, batch: Sequence[Features]) -> list[dict[str, torch.Tensor]]:
-        """See `Tower`. The tiles of all pictures go through the tower together."""
+        """See `Tower`. The tiles of all items go through the tower together."""
         import torch
 
         with torch.inference_mode():
-            return [{MAIN_TENSOR: rows} for rows in self._pictures(batch)]
+            pixels = [self._pixels(features) for features in batch]
+            rows = torch.split(self.tile_rows(torch.cat(pixels)), [len(tiles) for tiles in pixels])
+            return [
+                {MAIN_TENSOR: self._packed(features, tiles)}
+                for features, tiles in zip(batch, rows, strict=True)
+            ]
 
-    def _pictures(self, batch: Sequence[Features]) -> list[torch.Tensor]:
-        """Rows of each picture, (rows, hidden)."""
+    def _pixels(self, features: Features) -> torch.Tensor:
+        """Float32 (tiles, channels, side, side) of one item."""
         import torch
 
+        return torch.from_numpy(features.arrays[PIXELS][0])
+
+    def _packed(self, features: Features, tiles: torch.Tensor) -> torch.Tensor:
+        """(tiles, patches, hidden) of one item to its rows."""
         from shared.families.tile_packing import pack_tiles
 
-        packings = [self._packing(features) for features in batch]
-        pixels = join_pixels(batch, axis=1)[0]
-        tiles = torch.split(self.tile_rows(pixels), [packing.tile_count for packing in packings])
-        return [
-            pack_tiles(part, packing, self._module.image_newline)
-            for part, packing in zip(tiles, packings, strict=True)
-        ]
-
-    def _packing(self, features: Features) -> Packing:
         assert features.info.image_size is not None, "the preprocessor gives each picture's size"
-        return self._canvases.packing(features.info.image_size)
+        packing = self._canvases.packing(features.info.image_size)
+        return pack_tiles(tiles, packing, self._module.image_newline)
 
 
 class LlavaNextFamily(CommonFamily):
@@ -153,7 +155,11 @@ class LlavaNextFamily(CommonFamily):
             build_text_model, config, self._checkpoint, PREFIXES, device, dtype, attention_name, axes=1
         )
 
-    def _canvases(self, config: Any, most_tiles: int | None = None) -> Canvases:
+    def _most_tiles(self, config: Any) -> int | None:
+        """Tiles that a picture's rows may be worth before they are shrunk; None: any number."""
+        return None
+
+    def _canvases(self, config: Any) -> Canvases:
         """Raises InvalidRequestError where tower and canvases do not fit together."""
         vision = config.vision_config
         side = int(vision.image_size) // int(vision.patch_size)
@@ -163,7 +169,9 @@ class LlavaNextFamily(CommonFamily):
                 f" {config.vision_feature_select_strategy!r} a tile has other rows than its patches"
             )
         try:
-            return canvases(config.image_grid_pinpoints, int(vision.image_size), side, most_tiles)
+            return canvases(
+                config.image_grid_pinpoints, int(vision.image_size), side, self._most_tiles(config)
+            )
         except (TypeError, ValueError) as error:
             raise InvalidRequestError(f"{self._checkpoint.folder}: image_grid_pinpoints: {error}") from error
 
@@ -178,7 +186,12 @@ class LlavaNextFamily(CommonFamily):
     def _build_tower(self, config: Any) -> nn.Module:
         import torch
         from torch import nn
-        from transformers.models.llava_next.modeling_llava_next import LlavaNextMultiModalProjector
 
         newline = nn.Parameter(torch.empty(config.get_text_config().hidden_size))
-        return build_tile_tower(config, LlavaNextMultiModalProjector(config), image_newline=newline)
+        return build_tile_tower(config, self._build_projector(config), image_newline=newline)
+
+    def _build_projector(self, config: Any) -> nn.Module:
+        from transformers.models.llava_next.modeling_llava_next import LlavaNextMultiModalProjector
+
+        module: nn.Module = LlavaNextMultiModalProjector(config)
+        return module

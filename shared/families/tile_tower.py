@@ -59,11 +59,11 @@ class TileTower(InOneGo):
         return move_blocks(self._module.tower, self._module.tower.config.hidden_act, team)
 
 
-def join_pixels(batch: Sequence[Features], axis: int = 0) -> torch.Tensor:
-    """`pixel_values` of several items, one after the other along an axis."""
+def join_pixels(batch: Sequence[Features]) -> torch.Tensor:
+    """`pixel_values` of several items, one after the other."""
     import torch
 
-    return torch.from_numpy(np.concatenate([features.arrays["pixel_values"] for features in batch], axis))
+    return torch.from_numpy(np.concatenate([features.arrays["pixel_values"] for features in batch]))
 
 
 def rows_of_a_tile(checkpoint: Checkpoint, config: Any, also: str = "") -> int:
