@@ -102,12 +102,21 @@ def noise_part(seed: int, size: int) -> dict[str, Any]:
     Args:
         size: pixels on a side.
     """
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_noise(seed, size)}"}}
+
+
+def noise_video_part(seed: int, size: int, frame_count: int) -> dict[str, Any]:
+    """A content part with a video of so many such pictures, one a second."""
+    frames = ",".join(_noise(seed * 1000 + index, size) for index in range(frame_count))
+    return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}}
+
+
+def _noise(seed: int, size: int) -> str:
     noise = np.random.default_rng(seed).integers(0, 256, (size // 8, size // 8, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize((size, size), Image.Resampling.NEAREST)
     file = io.BytesIO()
     image.save(file, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return {"type": "image_url", "image_url": {"url": url}}
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def text_part(text: str) -> dict[str, Any]:

@@ -25,7 +25,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Barrier:
-    """Holds the rows of `count` items until the last of them has come; 1 holds nothing."""
+    """Holds the rows of `count` items until the last of them has come.
+
+    1 holds an item's rows until it is whole itself, 0 nothing at all.
+    """
 
     def __init__(self) -> None:
         self.count = 1
@@ -55,6 +58,11 @@ class _Embeddings(embedding_service_pb2_grpc.EmbeddingServiceServicer):
         call = self._stub.PutEmbeddings(timeout=context.time_remaining())
         frames = request_iterator.__aiter__()
         await call.write(await anext(frames))
+        if self._barrier.count == 0:
+            async for frame in frames:
+                await call.write(frame)
+            await call.done_writing()
+            return await call
         rows = [frame async for frame in frames]
         await self._barrier.passed()
         for frame in rows:

@@ -54,7 +54,7 @@ class GateThread:
             self._loop.call_soon_threadsafe(self._loop.stop)
 
     def hold_for(self, count: int) -> None:
-        """Has rows wait until those of `count` items are there; 1 lets them through."""
+        """Has rows wait until those of `count` items are there; 1 lets whole items through, 0 all."""
         self._gate.barrier.count = count
 
 
