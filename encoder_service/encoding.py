@@ -215,7 +215,8 @@ class Encodings:
         self, progress: _Progress, turn: int, key: str, job: Job, payload: bytes
     ) -> EncodedItem:
         # First: who waits for a video's place must not have a decoder's.
-        async with self._long_places if job.modality == "video" else nullcontext():
+        is_long = job.modality == "video" and job.form != "embeddings"
+        async with self._long_places if is_long else nullcontext():
             answers = await self._begun(progress, turn, job, payload)
             if not isinstance(answers, EncodedItem):
                 answers = await self._finished(progress, answers)

@@ -16,6 +16,8 @@ from shared.errors import InvalidRequestError
 from shared.families.base import ExpandedPrompt, Grid, MediaInfo, Modality, Span
 
 AXES = 3
+MAX_POSITION = 1 << 24
+"""Up to here every position is a number of its own in single precision, in which angles are computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,10 @@ class _Draft:
         empty = np.zeros((AXES, 0), dtype=np.int64)
         positions = np.concatenate([empty, *self._pieces], axis=1)
         next_position = int(positions.max(initial=-1)) + 1
+        if next_position > MAX_POSITION:
+            raise InvalidRequestError(
+                f"a video's time leads to position {next_position}, beyond {MAX_POSITION}"
+            )
         return ExpandedPrompt(self.token_ids, self._spans, positions, next_position)
 
     def _flush_text(self) -> None:

@@ -122,6 +122,13 @@ def test_placeholders_take_items_in_their_order() -> None:
     assert [(span.item, span.start, span.length) for span in prompt.spans] == [(0, 1, 2), (1, 4, 4)]
 
 
+def test_a_video_whose_time_leads_beyond_all_positions_is_refused(family: GetFamily) -> None:
+    layout: Any = family("qwen2_5_vl").prompt_layout()
+    long = replace(info((1000, 2, 2)), seconds_per_grid=60000.0)
+    with pytest.raises(InvalidRequestError, match="beyond"):
+        layout.expand([1, layout.video_id], [long])
+
+
 def test_several_videos_in_one_item_read_as_several_items() -> None:
     together = LAYOUT.expand([1, START, VIDEO, END, 2], [info((2, 4, 4), (3, 2, 6))])
     apart = LAYOUT.expand([1, START, VIDEO, END, START, VIDEO, END, 2], [info((2, 4, 4)), info((3, 2, 6))])
