@@ -59,7 +59,9 @@ def _embedding_fields(family: str) -> dict[str, dict[str, list[str]]]:
     }
 
 
-def _settings(family: str) -> list[str]:
-    """Processor settings that one item may have of its own."""
+def _settings(family: str) -> dict[str, list[str]]:
+    """Processor settings that one item of each modality may have of its own."""
     facts = facts_of(family)
-    return list(facts.settings) if facts is not None else []
+    if facts is None:
+        return {}
+    return {modality: list(facts.settings_of(modality)) for modality in facts.modalities}

@@ -39,7 +39,8 @@ def _lines(facts: FamilyFacts) -> Iterator[str]:
     yield f"  takes        {takes(facts)}"
     for fields in embeddings(facts):
         yield f"  embeddings   {fields}"
-    if facts.settings:
-        yield f"  settings     {', '.join(facts.settings)}"
+    for settings in dict.fromkeys(facts.settings_of(modality) for modality in facts.modalities):
+        if settings:
+            yield f"  settings     {', '.join(settings)}"
     if facts.notes:
         yield f"  note         {facts.notes}"

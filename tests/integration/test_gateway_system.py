@@ -34,7 +34,7 @@ async def test_a_model_says_what_it_takes() -> None:
         # The lower of the two limits counts, the gateway's and the LLM service's.
         assert model["modalities"] == {"image": 2}
         assert model["embeddings"]["image"]["required"] == ["image_embeds", "image_grid_thw"]
-        assert set(model["settings"]) >= {"min_pixels", "max_pixels"}
+        assert set(model["settings"]["image"]) >= {"min_pixels", "max_pixels"}
 
 
 async def test_own_names() -> None:
