@@ -28,7 +28,7 @@ from shared.errors import (
     PerceptError,
     UnavailableError,
 )
-from tests.asking import data_url, picture, template_messages, user
+from tests.asking import data_url, moving_picture, picture, template_messages, user
 from tests.end_to_end.conftest import CONTEXT, ITEM_LIMIT, MODEL
 from tests.reference import ReferenceModel
 from tests.stack import UpStack, clean_environment
@@ -151,6 +151,65 @@ def test_a_batch_is_in_order_and_its_failures_in_place(client: Client, reference
             assert answer.outputs[0].token_ids == right
     with pytest.raises(PerceptError):
         client.generate(prompts, GREEDY)
+
+
+VIDEO_MARK = "<|vision_start|><|video_pad|><|vision_end|>"
+FRAMES = moving_picture(121, (84, 56), 6)
+
+
+def tokens_of(client: Client, prompt: dict[str, Any]) -> list[int]:
+    return client.generate(prompt, GREEDY)[0].outputs[0].token_ids
+
+
+def test_frames_in_every_form_give_the_same_tokens(client: Client) -> None:
+    content = [{"type": "video", "video": (FRAMES, {"fps": 2.0})}, "what happens?"]
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": content}]
+    right = client.chat(messages, GREEDY).outputs[0].token_ids
+    prompt = (
+        "<|im_start|>system\ns<|im_end|>\n"
+        f"<|im_start|>user\n{VIDEO_MARK}what happens?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    pictures = [Image.fromarray(frame) for frame in FRAMES]
+    embeddings = client.encode((FRAMES, {"fps": 2.0}))
+    assert embeddings.modality == "video" and embeddings["video_grid_thw"].shape == (1, 3)
+    for value in (
+        (FRAMES, {"fps": 2.0}),
+        (torch.from_numpy(FRAMES), {"fps": 2}),
+        [(pictures, {"fps": 2.0})],
+        [(list(FRAMES), {"fps": 2.0})],
+        embeddings,
+        [dict(embeddings)],
+        embeddings.torch(),
+    ):
+        assert tokens_of(client, {"prompt": prompt, "multi_modal_data": {"video": value}}) == right, type(
+            value
+        )
+    fewer = {
+        "prompt": prompt,
+        "multi_modal_data": {"video": (FRAMES, {"fps": 2.0})},
+        "media_io_kwargs": {"video": {"num_frames": 2}},
+    }
+    (answer,) = client.generate(fewer, GREEDY)
+    (whole,) = client.generate({**fewer, "media_io_kwargs": {}}, GREEDY)
+    assert answer.usage is not None and whole.usage is not None
+    assert answer.usage.prompt_tokens < whole.usage.prompt_tokens
+
+
+def test_pictures_and_videos_stand_where_the_prompt_says(client: Client) -> None:
+    images, clip = [picture(122), picture(123)], (FRAMES, {"fps": 2.0})
+    marks = f"{MARK}first{VIDEO_MARK}then{MARK}compare"
+    content = [
+        {"type": "image", "image": images[0]},
+        "first",
+        {"type": "video", "video": clip},
+        "then",
+        {"type": "image", "image": images[1]},
+        "compare",
+    ]
+    right = client.chat([{"role": "system", "content": "s"}, {"role": "user", "content": content}], GREEDY)
+    prompt = f"<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n{marks}<|im_end|>\n<|im_start|>assistant\n"
+    for data in ({"image": images, "video": clip}, {"video": [clip], "image": images}):
+        assert tokens_of(client, {"prompt": prompt, "multi_modal_data": data}) == right.outputs[0].token_ids
 
 
 def test_choices_logprobs_and_stops(client: Client) -> None:
