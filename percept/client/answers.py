@@ -51,12 +51,14 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of a whole request; pictures count as their rows."""
+    """Token counts of a whole request; media count as their rows."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     image_tokens: int
+    video_tokens: int
+    audio_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,8 @@ class AnswerCollector:
                 usage.completion_token_count,
                 usage.cached_token_count,
                 usage.image_token_count,
+                usage.video_token_count,
+                usage.audio_token_count,
             )
             self.answer.timings = Timings(
                 timings.queue_seconds, timings.prefill_seconds, timings.decode_seconds
