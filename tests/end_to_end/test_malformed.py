@@ -19,6 +19,8 @@ from tests.asking import data_url, embeddings_part, encode_tensor, image_part, p
 from tests.end_to_end.conftest import CONTEXT, ITEM_LIMIT, MODEL
 from tests.families.parts.text import HIDDEN_SIZE
 from tests.stack import UpStack
+from tests.unit.encoder_service.test_video import many_streams
+from tests.unit.encoder_service.videos import make_sound, make_video
 
 pytestmark = pytest.mark.end_to_end
 
@@ -28,6 +30,14 @@ ROWS = 4
 
 def url_of(payload: bytes, kind: str = "png") -> dict[str, Any]:
     return image_part(f"data:image/{kind};base64,{base64.b64encode(payload).decode()}")
+
+
+def video_part_of(url: str) -> dict[str, Any]:
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
+def video_of(payload: bytes) -> dict[str, Any]:
+    return video_part_of(f"data:video/mp4;base64,{base64.b64encode(payload).decode()}")
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -108,6 +118,20 @@ PARTS: dict[str, Callable[[], Any]] = {
     "an unknown part": lambda: {"type": "hologram", "hologram": {}},
     "a part without a type": lambda: {"foo": "bar"},
     "an audio part": lambda: {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+    "text for a video": lambda: video_of(b"this is no video at all"),
+    "a picture for a video": lambda: video_of(png_header(60_000, 60_000)),
+    "a truncated video": lambda: video_of(make_video(20)[:-500]),
+    "a video without frames": lambda: video_of(make_sound()),
+    "a video of a hundred thousand streams": lambda: video_of(many_streams(100_000)),
+    "a video of huge frames": lambda: video_of(make_video(1, size=(4096, 4096))),
+    "a playlist for a video": lambda: video_of(b"#EXTM3U\nfile:///etc/passwd"),
+    "an empty list of frames": lambda: video_part_of("data:video/jpeg;base64,"),
+    "a list of broken frames": lambda: video_part_of("data:video/jpeg;base64,AAAA,AAAA"),
+    "a video on a loopback address": lambda: video_part_of("http://127.0.0.1:9/film.mp4"),
+    "embeddings of a video without a grid": lambda: {
+        "type": "video_embeds",
+        "video_embeds": {"video_embeds": encode_tensor(rows(), "torch")},
+    },
     "a wrong hidden size": lambda: embeds(rows(hidden=HIDDEN_SIZE // 2)),
     "a row too few": lambda: embeds(rows(ROWS - 1)),
     "a row too many": lambda: embeds(rows(ROWS + 1)),
@@ -150,6 +174,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "an empty stop string": {"stop": [""]},
     "no messages": {"messages": []},
     "a message of no known role": {"messages": [{"role": "wizard", "content": "hi"}]},
+    "processor settings": {"mm_processor_kwargs": {"max_pixels": 1}},
+    "no frames": {"media_io_kwargs": {"video": {"num_frames": 0}}},
     "more than the context": {"max_completion_tokens": CONTEXT + 1},
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -179,11 +180,23 @@ def box(kind: bytes, content: bytes) -> bytes:
     return (len(content) + 8).to_bytes(4) + kind + content
 
 
-def test_a_million_streams() -> None:
-    header = box(b"mvhd", bytes(100))
+def many_streams(count: int) -> bytes:
+    """An MP4 of nothing but streams."""
     track = box(b"trak", box(b"mdia", box(b"minf", box(b"stbl", b""))))
-    payload = box(b"ftyp", b"isom\0\0\2\0isom") + box(b"moov", header + track * 1_000_000)
+    return box(b"ftyp", b"isom\0\0\2\0isom") + box(b"moov", box(b"mvhd", bytes(100)) + track * count)
+
+
+def test_a_million_streams() -> None:
+    payload = many_streams(1_000_000)
+    started = time.perf_counter()
     refused(payload, MediaTooLargeError, "too many streams")
+    assert time.perf_counter() - started < 5
+    entry = b"\xae\x84\xd7\x82\0\1"
+    tracks = b"\x16\x54\xae\x6b\x08" + (len(entry) * 1_000_000).to_bytes(7) + entry * 1_000_000
+    segment = b"\x18\x53\x80\x67\x01" + len(tracks).to_bytes(7) + tracks
+    started = time.perf_counter()
+    refused(b"\x1a\x45\xdf\xa3\x80" + segment, BadMediaError, "broken")
+    assert time.perf_counter() - started < 5
 
 
 def jpeg(pixels: np.ndarray[Any, Any], kind: str = "JPEG") -> bytes:

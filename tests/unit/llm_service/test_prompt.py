@@ -387,3 +387,44 @@ async def test_media_of_a_written_prompt_need_only_the_order_of_their_modality()
     with pytest.raises(InvalidRequestError) as caught:
         await builder.build(pb.GenerateRequest(text="<|image_pad|>" * 3, media=media), 4096)
     assert caught.value.param == "media"
+
+
+PICTURES_ALONE_TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|image_pad|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("source", [QWEN_TEMPLATE, PICTURES_ALONE_TEMPLATE, STRICT_TEMPLATE])
+async def test_videos_in_every_kind_of_template(source: str) -> None:
+    """As a part where the template knows it, as text where it knows pictures alone, or strings."""
+    tokenizer = TextTokenizer(build_qwen_tokenizer())
+    texts: dict[Modality, str] = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+    ids = {modality: tokenizer.backend.token_to_id(text) for modality, text in texts.items()}
+
+    class TwoPlaceholders(OnePlaceholder):
+        def placeholder_ids(self) -> dict[Modality, int]:
+            return dict(ids)
+
+        def placeholder_text(self, modality: Modality) -> str:
+            return texts[modality]
+
+    layout = TwoPlaceholders("", 0)
+    template = ChatTemplate(tokenizer.hf, source, texts, texts)
+    builder = PromptBuilder(tokenizer, layout, template, {"image": 2, "video": 2}, len(tokenizer))
+    media = images(3)
+    media[1].modality = media_pb2.MODALITY_VIDEO
+    request = chat(message("user", 0, "and <|video_pad|>", 1, 2, "?"))
+    request.media.extend(media)
+    prompt = await builder.build(request, 4096)
+    found = [token_id for token_id in prompt.token_ids if token_id in ids.values()]
+    assert found == [ids["image"], ids["video"], ids["image"]]
+    counted = pb.TokenizeRequest(
+        conversation=request.conversation, modalities=[item.modality for item in media]
+    )
+    token_ids, _ = await builder.tokenize(counted, 4096)
+    assert token_ids == prompt.token_ids
+    del counted.modalities[2]
+    with pytest.raises(InvalidRequestError):
+        await builder.tokenize(counted, 4096)
