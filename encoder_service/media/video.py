@@ -65,7 +65,8 @@ _FALLBACK_RATE = 1.0
 """Of a video that tells no times, as of a list of frames."""
 
 _OPEN_OPTIONS = {
-    "max_streams": str(_MAX_STREAMS),
+    # One more than accepted, to see that there are more; libav leaves the rest out, or fails.
+    "max_streams": str(_MAX_STREAMS + 1),
     "codec_whitelist": ",".join(_DECODERS),
     # The file is here whole: nothing that it points to is opened.
     "protocol_whitelist": "none",
