@@ -111,7 +111,7 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         "idefics3",
         "idefics3:Idefics3Family",
         ("HuggingFaceM4/Idefics3-8B-Llama3",),
-        embedding_fields={"image": EmbeddingFields(("image_embeds",), ("image_tiles",))},
+        embedding_fields={"image": EmbeddingFields(("image_embeds", "image_grid_thw"))},
         settings=("size", "do_image_splitting"),
         notes="Large pictures in tiles.",
     ),

@@ -30,7 +30,7 @@ from shared.families.base import (
 )
 from shared.families.config import model_config
 from shared.families.defaults import CommonFamily, InOneGo, PicturesAlone
-from shared.families.embeddings import check_fields, check_rows, read_integers
+from shared.families.embeddings import check_fields, check_rows, read_grids
 from shared.families.image_processor import ImageProcessor
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ROWS = "image_embeds"
-TILES = "image_tiles"
+GRID = "image_grid_thw"
 SIZE = "size"
 SPLITTING = "do_image_splitting"
 MAX_SIDE_TILES = 64
@@ -77,7 +77,7 @@ class Idefics3Preprocessor(PicturesAlone):
         `do_image_splitting`.
         """
         arrays = self._processor(picture, return_row_col_info=True, **self._checked(settings))
-        rows, columns = (int(np.asarray(arrays[name]).reshape(-1)[0]) for name in ("rows", "cols"))
+        rows, columns = (max(1, int(np.asarray(arrays[name]).reshape(-1)[0])) for name in ("rows", "cols"))
         # One picture alone: nothing is padded, so every pixel of the mask is set.
         pixels = arrays["pixel_values"][0]
         info = self._info(rows, columns, (picture.height, picture.width))
@@ -86,23 +86,27 @@ class Idefics3Preprocessor(PicturesAlone):
     def accept_embeddings(self, modality: Modality, fields: Mapping[str, RawTensor]) -> EncodedItem:
         """See `Preprocessor`.
 
-        Fields: `image_embeds` (rows, hidden) of the tiles and the whole; `image_tiles`
-        [2], rows and columns of tiles, where the picture was split.
+        Fields: `image_embeds` (rows, hidden) of the tiles and the whole, and
+        `image_grid_thw` [3] or [1, 3]: 1, rows and columns of tiles; [1, 1, 1] for a
+        picture that is not split.
         """
-        check_fields(fields, required=(ROWS,), optional=(TILES,))
-        rows, columns = _read_tiles(fields[TILES]) if TILES in fields else (0, 0)
+        check_fields(fields, required=(ROWS, GRID), optional=())
+        grids = read_grids(GRID, fields[GRID], merge_size=1)
+        if len(grids) != 1 or grids[0].time != 1 or max(grids[0].height, grids[0].width) > MAX_SIDE_TILES:
+            raise BadEmbeddingsError(
+                f"{GRID} is one picture's: 1, rows and columns of up to {MAX_SIDE_TILES} tiles", param=GRID
+            )
         count = check_rows(ROWS, fields[ROWS], self._hidden_size)
-        info = self._info(rows, columns, None)
+        info = self._info(grids[0].height, grids[0].width, None)
         if count != info.row_count:
-            shown = f"{rows} x {columns} tiles and the whole" if rows else "a picture that is not split"
-            raise BadEmbeddingsError(f"{ROWS} has {count} rows; {shown} has {info.row_count}", param=ROWS)
+            raise BadEmbeddingsError(f"{ROWS} has {count} rows; {GRID} implies {info.row_count}", param=ROWS)
         return EncodedItem(info, {MAIN_TENSOR: fields[ROWS]})
 
     def _info(self, rows: int, columns: int, size: tuple[int, int] | None) -> MediaInfo:
-        """The layout of a picture; no rows and columns where it is not split."""
-        count = (rows * columns + 1) * self._rows_per_tile
-        grids = (Grid(1, rows, columns),) if rows else ()
-        return MediaInfo(count, grids=grids, image_size=size)
+        """The layout of a picture of tiles and the whole; of one tile, the whole alone."""
+        tiles = rows * columns
+        count = (tiles + 1 if tiles > 1 else 1) * self._rows_per_tile
+        return MediaInfo(count, grids=(Grid(1, rows, columns),), image_size=size)
 
     def _checked(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of a request.
@@ -137,15 +141,6 @@ def _is_edge(value: Any, most: int) -> bool:
         return False
     edge = value["longest_edge"]
     return isinstance(edge, int) and not isinstance(edge, bool) and 1 <= edge <= most
-
-
-def _read_tiles(tensor: RawTensor) -> tuple[int, int]:
-    values = read_integers(TILES, tensor).reshape(-1)
-    if len(values) != 2 or not all(1 <= int(value) <= MAX_SIDE_TILES for value in values):
-        raise BadEmbeddingsError(
-            f"{TILES} is two numbers, rows and columns, of 1 to {MAX_SIDE_TILES}", param=TILES
-        )
-    return int(values[0]), int(values[1])
 
 
 def rows_per_tile(config: Any) -> int:
@@ -215,9 +210,9 @@ class Idefics3Layout:
         """See `WritesItems`. One token stands for the rows of each tile."""
         fence = "<fake_token_around_image>"
         whole = f"{fence}{self.global_tag}<image>{fence}"
-        if not info.grids:
-            return whole
         (grid,) = info.grids
+        if grid.height * grid.width == 1:
+            return whole
         lines = (
             "".join(f"{fence}<row_{row + 1}_col_{column + 1}><image>" for column in range(grid.width))
             for row in range(grid.height)
