@@ -86,7 +86,7 @@ class EncoderSettings(ServiceSettings):
         270_000_000,
         ge=1,
         description="Most pixels of all frames together that are taken of one video: 32 frames in 4K. "
-        "While a worker has it, it may use 12 bytes for each of these pixels and 1 GiB more.",
+        "While a worker has it, it may use 6 bytes for each of these pixels and 1 GiB more.",
     )
     max_video_decoded_pixels: int = Field(
         40_000_000_000,
