@@ -91,6 +91,8 @@ def info_to_wire(info: MediaInfo) -> media_pb2.MediaInfo:
     message.timestamps.extend(info.timestamps)
     if info.seconds_per_grid is not None:
         message.seconds_per_grid = info.seconds_per_grid
+    if info.duration is not None:
+        message.duration = info.duration
     return message
 
 
@@ -104,7 +106,7 @@ def info_from_wire(message: media_pb2.MediaInfo) -> MediaInfo:
     size = (message.image_size.height, message.image_size.width) if message.HasField("image_size") else None
     if message.row_count < 1 or (size is not None and min(size) < 1):
         raise InvalidRequestError("a media layout needs at least one row and positive sizes", param="info")
-    if not all(0 <= time <= MAX_TIME_S for time in message.timestamps):
+    if not all(0 <= time <= MAX_TIME_S for time in (*message.timestamps, message.duration)):
         raise InvalidRequestError("a frame's time is out of bounds", param="info.timestamps")
     spacing = message.seconds_per_grid if message.HasField("seconds_per_grid") else None
     if spacing is not None and not 0 < spacing <= MAX_TIME_S:
@@ -115,6 +117,7 @@ def info_from_wire(message: media_pb2.MediaInfo) -> MediaInfo:
         image_size=size,
         timestamps=tuple(message.timestamps),
         seconds_per_grid=spacing,
+        duration=message.duration if message.HasField("duration") else None,
     )
 
 

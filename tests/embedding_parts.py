@@ -70,6 +70,7 @@ def part_from(
         "image_sizes": torch.tensor([[info.image_size.height, info.image_size.width]]),
         "second_per_grid_ts": torch.tensor([info.seconds_per_grid]),
         "timestamps": torch.tensor(list(info.timestamps)),
+        "duration": torch.tensor([info.duration]),
     }
     further = [name for name in tensors if name != MAIN_TENSOR]
     encoded = {name: encode_tensor(known[name], "safetensors") for name in [*fields, *further]}

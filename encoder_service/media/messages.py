@@ -71,6 +71,7 @@ class Done(msgspec.Struct, tag=True, frozen=True):
     arrays: tuple[ArrayRecord, ...]
     timestamps: tuple[float, ...] = ()
     seconds_per_grid: float | None = None
+    duration: float | None = None
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):
@@ -171,6 +172,7 @@ def pack(result: Features | EncodedItem) -> tuple[Done, int]:
             tuple(records),
             info.timestamps,
             info.seconds_per_grid,
+            info.duration,
         ),
         file,
     )
@@ -185,7 +187,9 @@ def unpack(done: Done, file: int) -> Features | EncodedItem:
         mmap.mmap(file, os.fstat(file).st_size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
     )
     grids = tuple(Grid(*grid) for grid in done.grids)
-    info = MediaInfo(done.row_count, grids, done.image_size, done.timestamps, done.seconds_per_grid)
+    info = MediaInfo(
+        done.row_count, grids, done.image_size, done.timestamps, done.seconds_per_grid, done.duration
+    )
     parts = {record.name: (record, mapping[record.offset :][: record.byte_count]) for record in done.arrays}
     if done.token_cost == 0:
         tensors = {

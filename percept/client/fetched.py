@@ -55,6 +55,8 @@ def _layout_fields(info: MediaInfo, modality: Modality) -> dict[str, RawTensor]:
         fields["image_sizes"] = _tensor([list(info.image_size)], "int64")
     if info.seconds_per_grid is not None:
         fields["second_per_grid_ts"] = _tensor([info.seconds_per_grid], "float32")
+    if info.duration is not None:
+        fields["duration"] = _tensor([info.duration], "float32")
     if info.timestamps:
         fields["timestamps"] = _tensor(list(info.timestamps), "float32")
     return fields

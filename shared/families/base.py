@@ -55,6 +55,8 @@ class MediaInfo:
             from its start, for families that write it into the prompt.
         seconds_per_grid: of a video, seconds between two of its frame groups, for
             families that put it into positions.
+        duration: of a video, its length in seconds, for families that write it into the
+            prompt.
     """
 
     row_count: int
@@ -62,6 +64,7 @@ class MediaInfo:
     image_size: tuple[int, int] | None = None
     timestamps: tuple[float, ...] = ()
     seconds_per_grid: float | None = None
+    duration: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,6 +186,18 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         settings=("min_pixels", "max_pixels"),
         notes="Embeddings as those of `qwen3_vl`.",
     ),
+    FamilyFacts(
+        "smolvlm",
+        "smolvlm:SmolVLMFamily",
+        ("HuggingFaceTB/SmolVLM-Instruct", "HuggingFaceTB/SmolVLM2-2.2B-Instruct"),
+        modalities=("image", "video"),
+        embedding_fields={
+            "image": EmbeddingFields(("image_embeds", "image_grid_thw")),
+            "video": EmbeddingFields(("video_embeds", "timestamps", "duration")),
+        },
+        settings=("size", "do_image_splitting"),
+        notes="Large pictures in tiles; the times of frames are in the prompt.",
+    ),
 )
 """All families."""
 

@@ -18,6 +18,9 @@ FLOAT_TYPES = ("float32", "float16", "bfloat16")
 MAX_GRID_SIDE = 1 << 15
 """Largest side of a grid in patches; any product of three fits 64 bits."""
 
+MAX_TIMES = 4096
+MAX_SECONDS = 65536.0
+
 MAX_GRIDS = 64
 """Most pictures in one item."""
 
@@ -126,6 +129,23 @@ def read_one_number(name: str, tensor: RawTensor, most: int) -> float:
     if not 0 < values[0] <= MAX_SECONDS:
         raise BadEmbeddingsError(f"{name} lies above 0 and up to {MAX_SECONDS}", param=name)
     return float(values[0])
+
+
+def read_seconds(name: str, tensor: RawTensor) -> tuple[float, ...]:
+    """Reads times in seconds, one or more: floats or whole numbers, (n,).
+
+    Raises:
+        BadEmbeddingsError: another shape or type, too many, or a time out of bounds.
+    """
+    kinds = {"float32": "<f4", "float16": "<f2", "int64": "<i8"}
+    if tensor.data_type not in kinds or len(tensor.shape) != 1 or not 1 <= tensor.shape[0] <= MAX_TIMES:
+        raise BadEmbeddingsError(
+            f"{name} is up to {MAX_TIMES} times in seconds, of one dimension", param=name
+        )
+    values = np.frombuffer(tensor.data, dtype=kinds[tensor.data_type]).astype(np.float64)
+    if not bool(((values >= 0) & (values <= MAX_SECONDS)).all()):
+        raise BadEmbeddingsError(f"times in {name} lie between 0 and {MAX_SECONDS:g}", param=name)
+    return tuple(map(float, values))
 
 
 def read_grids(name: str, tensor: RawTensor, merge_size: int) -> tuple[Grid, ...]:

@@ -120,11 +120,16 @@ class MediaInfo(_message.Message):
     IMAGE_SIZE_FIELD_NUMBER: _builtins.int
     TIMESTAMPS_FIELD_NUMBER: _builtins.int
     SECONDS_PER_GRID_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
     row_count: _builtins.int
     """Number of embedding rows that the item yields, at least 1."""
     seconds_per_grid: _builtins.float
     """Of a video, seconds between two groups of frames; for families that put it
     into positions. Finite, above 0.
+    """
+    duration: _builtins.float
+    """Of a video, its length in seconds; for families that write it into the prompt.
+    Finite, at least 0, at most 65536.
     """
     @_builtins.property
     def grids(self) -> _containers.RepeatedCompositeFieldContainer[Global___Grid]:
@@ -154,13 +159,19 @@ class MediaInfo(_message.Message):
         image_size: Global___Size | None = ...,
         timestamps: _abc.Iterable[_builtins.float] | None = ...,
         seconds_per_grid: _builtins.float | None = ...,
+        duration: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds_per_grid", b"_seconds_per_grid", "image_size", b"image_size", "seconds_per_grid", b"seconds_per_grid"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_duration", b"_duration", "_seconds_per_grid", b"_seconds_per_grid", "duration", b"duration", "image_size", b"image_size", "seconds_per_grid", b"seconds_per_grid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds_per_grid", b"_seconds_per_grid", "grids", b"grids", "image_size", b"image_size", "row_count", b"row_count", "seconds_per_grid", b"seconds_per_grid", "timestamps", b"timestamps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_duration", b"_duration", "_seconds_per_grid", b"_seconds_per_grid", "duration", b"duration", "grids", b"grids", "image_size", b"image_size", "row_count", b"row_count", "seconds_per_grid", b"seconds_per_grid", "timestamps", b"timestamps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__duration: _TypeAlias = _typing.Literal["duration"]  # noqa: Y015
+    _WhichOneofArgType__duration: _TypeAlias = _typing.Literal["_duration", b"_duration"]  # noqa: Y015
     _WhichOneofReturnType__seconds_per_grid: _TypeAlias = _typing.Literal["seconds_per_grid"]  # noqa: Y015
     _WhichOneofArgType__seconds_per_grid: _TypeAlias = _typing.Literal["_seconds_per_grid", b"_seconds_per_grid"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__duration) -> _WhichOneofReturnType__duration | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds_per_grid) -> _WhichOneofReturnType__seconds_per_grid | None: ...
 
 Global___MediaInfo: _TypeAlias = MediaInfo  # noqa: Y015
