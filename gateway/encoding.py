@@ -104,9 +104,12 @@ def _blaming(error: PerceptError, item: ResolvedItem) -> PerceptError:
     """
     path, error.param = error.param or "", None
     if type(error) is InvalidRequestError:
-        if item.own_settings and (setting := request_path(path)) is not None:
+        setting = request_path(path)
+        if setting is not None and setting.partition(".")[0] in item.own_settings:
             error.param = setting
             return error
+        if setting is not None:
+            return InternalError(f"The server's own settings do not suit the model: {error.message}")
         return InternalError(f"The item could not be delivered to the LLM service: {error.message}")
     if isinstance(error, InvalidRequestError | MediaFetchError):
         error.param = item.param

@@ -42,13 +42,13 @@ class ItemSettings:
         texts: canonical JSON by modality; a modality that is not in it has "".
         frame_rate: frames per second that a list of frames is said to have.
         frame_list_text: the text of a list of frames, whose rate is no rule for sampling.
-        from_request: the request asked for some of it.
+        from_request: fields by which the request asked for some of it.
     """
 
     texts: Mapping[ModalityName, str] = field(default_factory=dict)
     frame_rate: float | None = None
     frame_list_text: str = ""
-    from_request: bool = False
+    from_request: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,9 @@ class SettingsRules:
             texts={**texts, "video": canonical(merged["video"] | _without_defaults(media_io))},
             frame_rate=rate,
             frame_list_text=canonical(merged["video"] | _without_defaults(listed)),
-            from_request=bool(processor or video),
+            from_request=frozenset(
+                name for name, said in ((PROCESSOR_FIELD, processor), (MEDIA_IO_FIELD, video)) if said
+            ),
         )
 
     def _check(self, processor: Values, facts: FamilyFacts | None) -> None:

@@ -51,13 +51,13 @@ class ResolvedItem:
         item: key, modality, form and settings, as both services take them.
         payload: what the encoder reads.
         param: path of the part in the request, for errors.
-        own_settings: the request asked for some of the settings.
+        own_settings: fields by which the request asked for some of the settings.
     """
 
     item: media_pb2.MediaItem
     payload: bytes
     param: str
-    own_settings: bool = False
+    own_settings: frozenset[str] = frozenset()
 
     @property
     def modality(self) -> ModalityName:
@@ -182,7 +182,7 @@ def _item(
     part: MediaPart,
     settings: str,
     *,
-    own_settings: bool = False,
+    own_settings: frozenset[str] = frozenset(),
 ) -> ResolvedItem:
     modality = MODALITIES[part.modality]
     key = content_key(modality, form, settings, payload)

@@ -152,8 +152,10 @@ async def test_refusals_of_the_encoder_name_what_is_to_blame(
     fault: Exception, status: int, param: str
 ) -> None:
     encoder = ScriptedEncoder(refuse_with=fault)  # type: ignore[arg-type]
-    asked = body(video(), media_io_kwargs={"video": {"num_frames": 999}})
-    async with running_stack([ScriptedLlm(limits=BOTH)], [encoder]) as stack:
+    asked = body(
+        video(), media_io_kwargs={"video": {"num_frames": 999}}, mm_processor_kwargs={"max_pixels": 1}
+    )
+    async with running_stack([ScriptedLlm(limits=BOTH)], [encoder], trust_request_mm_kwargs=True) as stack:
         answer = await post(stack, asked)
         assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
         encoder.refuse_with = None
@@ -167,7 +169,10 @@ async def test_the_servers_own_mistake_is_not_the_clients() -> None:
         [ScriptedEncoder(refuse_with=fault)],
         mm_processor_kwargs='{"max_pixels": 1}',
     ) as stack:
-        assert (await post(stack, body(image()))).status_code == 500
+        for asked in (body(image()), body(image(), media_io_kwargs={"video": {"num_frames": 2}})):
+            answer = await post(stack, asked)
+            assert answer.status_code == 500
+            assert "server's own settings" in answer.json()["error"]["message"]
 
 
 async def test_limits_of_each_modality() -> None:

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from shared.checkpoint import read_checkpoint
-from shared.errors import BadEmbeddingsError
+from shared.errors import BadEmbeddingsError, InvalidRequestError
 from shared.families import load_family
-from shared.families.base import RawTensor
+from shared.families.base import RawTensor, VideoClip
 from shared.families.catalogue import CATALOGUE, FamilyFacts, facts_of
 from tests.families import all_cases
 
@@ -69,3 +71,28 @@ def test_the_catalogue_needs_nothing_heavy() -> None:
         [sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+@ALL
+def test_settings_that_no_modality_lists_are_refused(
+    facts: FamilyFacts, tiny_checkpoint: Callable[[str], Path]
+) -> None:
+    preprocessor = load_family(read_checkpoint(tiny_checkpoint(facts.model_type))).preprocessor()
+    assert "media_io" not in facts.settings_of("image") + facts.settings_of("video")
+    with pytest.raises(InvalidRequestError) as caught:
+        preprocessor.preprocess_image(Image.new("RGB", (112, 84)), {"unheard_of": 1})
+    assert type(caught.value) is InvalidRequestError
+    for name in facts.settings_of("image"):
+        # A name that is listed is known: what is refused is the value.
+        with pytest.raises(InvalidRequestError) as caught:
+            preprocessor.preprocess_image(Image.new("RGB", (112, 84)), {name: [["nonsense"]]})
+        assert "unknown" not in caught.value.message, name
+    if "video" not in facts.modalities:
+        return
+    clip = VideoClip(np.zeros((4, 84, 112, 3), np.uint8), (0, 1, 2, 3), 4, 2.0)
+    with pytest.raises(InvalidRequestError):
+        preprocessor.preprocess_video(clip, {"unheard_of": 1})
+    for name in facts.settings_of("video"):
+        with pytest.raises(InvalidRequestError) as caught:
+            preprocessor.preprocess_video(clip, {name: [["nonsense"]]})
+        assert "unknown" not in caught.value.message, name

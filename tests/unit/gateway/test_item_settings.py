@@ -58,7 +58,7 @@ def test_the_request_goes_before_the_server() -> None:
     settings = rules.for_request({"num_crops": 2}, {"fps": 2}, FACTS)
     assert settings.texts["image"] == '{"max_pixels":100,"num_crops":2}'
     assert settings.texts["video"] == '{"max_pixels":100,"media_io":{"fps":2}}'
-    assert settings.from_request
+    assert settings.from_request == {"mm_processor_kwargs", "media_io_kwargs"}
     assert rules.for_request(None, None, FACTS).texts["video"] == (
         '{"max_pixels":100,"media_io":{"num_frames":8}}'
     )

@@ -12,6 +12,7 @@ import pytest
 
 from encoder_service.settings import EncoderSettings
 from llm_service.settings import LlmSettings
+from percept.commands.chat import build_body
 from percept.options import fields_of
 from shared.families import supported_model_types
 from shared.settings import ServiceSettings
@@ -126,10 +127,22 @@ def test_chat_without_a_gateway_says_so() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_chat_with_a_missing_picture_says_so(tmp_path: Path) -> None:
-    done = percept("chat", "--image", str(tmp_path / "none.png"), "hello")
+@pytest.mark.parametrize("flag", ["--image", "--video"])
+def test_chat_with_a_missing_file_says_so(tmp_path: Path, flag: str) -> None:
+    done = percept("chat", flag, str(tmp_path / "none.mp4"), "hello")
     assert done.returncode == 1
-    assert "none.png" in done.stderr
+    assert f"{flag} {tmp_path / 'none.mp4'}: " in done.stderr
+
+
+def test_chat_sends_pictures_and_videos_before_the_question(tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"film")
+    body = build_body("What?", ["https://example.org/a.png"], [str(film)], None, {})
+    assert body["messages"][0]["content"] == [
+        {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
+        {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,ZmlsbQ=="}},
+        {"type": "text", "text": "What?"},
+    ]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "http://127.0.0.1:{port}"])
