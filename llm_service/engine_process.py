@@ -54,10 +54,14 @@ class LoadedRunner(Runner, Protocol):
     Attributes:
         block_count: blocks of the KV pool.
         context_length: positions that the checkpoint was configured for.
+        max_held: most sequences that may hold blocks at a time; None: any number.
+        shares_prefixes: sequences may share blocks of equal content.
     """
 
     block_count: int
     context_length: int
+    max_held: int | None
+    shares_prefixes: bool
 
     def warm_up(self) -> None:
         """Runs the slow first steps before anybody waits for them."""
@@ -115,7 +119,8 @@ class EngineProcess:
             max_model_len=settings.max_model_len or runner.context_length,
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
-            enable_prefix_caching=settings.enable_prefix_caching,
+            max_held=runner.max_held,
+            enable_prefix_caching=settings.enable_prefix_caching and runner.shares_prefixes,
             rests_for_encoders=settings.shared_cores is not None,
         )
 

@@ -33,9 +33,15 @@ class ScheduledSequence:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledBatch:
-    """All that one step computes."""
+    """All that one step computes.
+
+    Attributes:
+        preempted: sequences whose blocks were taken since the last batch that had items;
+            they start again at their first token, in this batch already or later.
+    """
 
     items: list[ScheduledSequence] = field(default_factory=list)
+    preempted: list[int] = field(default_factory=list)
 
     @property
     def token_count(self) -> int:

@@ -75,6 +75,7 @@ class Engine:
         max_model_len: int,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        max_held: int | None = None,
         enable_prefix_caching: bool = True,
         rests_for_encoders: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -86,7 +87,11 @@ class Engine:
         self._rows = EmbeddingRows(arena)
         self._blocks = BlockManager(block_count, block_size, caching=enable_prefix_caching)
         self._scheduler = Scheduler(
-            self._blocks, self._rows, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+            self._blocks,
+            self._rows,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_held=max_held,
         )
         self._max_chunk = max_num_batched_tokens
         self.max_model_len = min(max_model_len, block_count * block_size)

@@ -97,12 +97,26 @@ class Scheduler:
     """
 
     def __init__(
-        self, blocks: BlockManager, rows: RowCounts, *, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        blocks: BlockManager,
+        rows: RowCounts,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_held: int | None = None,
     ) -> None:
+        """Makes an empty schedule.
+
+        Args:
+            max_held: most sequences that hold blocks at a time, where the runner keeps
+                more than blocks of each; None: as many as the blocks allow.
+        """
         self._blocks = blocks
         self._rows = rows
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_held = max_held
+        self._preempted: list[int] = []
         self._running: dict[int, Sequence] = {}
         self._waiting: list[Sequence] = []
         self._sequences: dict[int, Sequence] = {}
@@ -165,7 +179,13 @@ class Scheduler:
         # Blocks that a preemption has set free are for the preemptor's next steps.
         if not (step.items and self.preemption_count > preemptions):
             self._admit_waiting(step)
-        return ScheduledBatch(list(step.items.values()))
+        return self._batch(step)
+
+    def _batch(self, step: _Step) -> ScheduledBatch:
+        if not step.items:
+            return ScheduledBatch()
+        preempted, self._preempted = self._preempted, []
+        return ScheduledBatch(list(step.items.values()), preempted)
 
     def settle(self, batch: ScheduledBatch, tokens: Run[SampledToken]) -> None:
         """Books a step that has run."""
@@ -233,6 +253,7 @@ class Scheduler:
         """Takes a sequence's blocks; it waits again and will be recomputed."""
         step.drop(victim)
         del self._running[victim.sequence_id]
+        self._preempted.append(victim.sequence_id)
         self._release(victim)
         victim.computed_count = 0
         victim.held_up = False
@@ -312,14 +333,17 @@ class Scheduler:
             fresh = self._blocks.blocks_for(prefix.ceiling) - len(prefix.blocks)
             return fresh + self._blocks.free_among(prefix.blocks) - self._blocks.free_count
 
-        if shortage() <= 0:
+        def fits() -> bool:
+            return shortage() <= 0 and (self._max_held is None or len(self._running) < self._max_held)
+
+        if fits():
             return True
         victims = self._stalled_victims(sequence, may_yield=prefix.complete)
         if shortage() > sum(len(victim.block_table) for victim in victims):
             return False
         for victim in sorted(victims, key=_age, reverse=True):
             self._preempt(victim, sequence, step)
-            if shortage() <= 0:
+            if fits():
                 return True
         return False
 

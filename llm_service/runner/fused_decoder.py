@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from llm_service.runner.attention.context import AttentionContext
 from llm_service.runner.fused_kernels import add_and_norm, gate, rotate_and_write
+from shared.families.base import StateShape
 from shared.families.decoder import Decoder
 
 
@@ -53,9 +54,11 @@ class FusedDecoder:
     Attributes:
         axes: int64 (head_dim / 2,): which axis of the positions each frequency takes.
         extra_widths: none; see `LanguageModel`.
+        state_shapes: likewise.
     """
 
     extra_widths: Mapping[str, int] = MappingProxyType({})
+    state_shapes: Mapping[str, StateShape] = MappingProxyType({})
 
     def __init__(self, decoder: Decoder) -> None:
         model: Any = decoder.module.model

@@ -60,7 +60,7 @@ class KvCache:
         assert block_count > 0, "a pool without blocks was asked for"
         blocks = block_count + with_scratch
         shape = (layout.layer_count, 2, blocks, block_size, layout.kv_head_count, layout.head_dim)
-        self._pool = _take_memory(shape, dtype, device)
+        self._pool = take_memory(shape, dtype, device)
         self.block_count = block_count
         self.scratch_block = block_count if with_scratch else None
         self.writer: Writer = copy_into_slots
@@ -85,7 +85,7 @@ class KvCache:
         self._pool.index_fill_(2, blocks, 0)
 
 
-def _take_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def take_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros. On the CPU the system gives each page when it is first written, not before."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)

@@ -54,6 +54,8 @@ def load_runner(settings: EngineSettings, progress: Progress) -> ModelRunner:
     maker = _RunnerMaker(family, settings, device, dtype)
     progress(0.8, "taking the KV cache")
     runner = maker.make()
+    if settings.enable_prefix_caching and not runner.shares_prefixes:
+        logger.info("no prefix caching: this model keeps a state of every sequence beside its blocks")
     if maker.captures:
         runner.capture_graphs(
             lambda done: progress(0.85 + 0.15 * done, f"capturing decode graphs {done:.0%}")
@@ -93,7 +95,9 @@ class _RunnerMaker:
     @property
     def captures(self) -> bool:
         """Whether decoding steps are recorded as CUDA graphs."""
-        return not self._settings.enforce_eager and can_capture(self._device, self._backend)
+        if self._settings.enforce_eager or self._model.state_shapes:
+            return False
+        return can_capture(self._device, self._backend)
 
     def _profile(self) -> int:
         """Runs the largest step; returns the bytes of the device that recordings keep beside it."""

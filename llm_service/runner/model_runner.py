@@ -23,6 +23,7 @@ from llm_service.runner.inputs import InputBuffers, StepInputs
 from llm_service.runner.kv_cache import KvCache
 from llm_service.runner.rehearsal import run_smallest
 from llm_service.runner.sampling.sampler import Sampler, is_plain, sampled_tokens
+from llm_service.runner.sequence_states import SequenceStates
 from shared.families.base import LanguageModel
 
 
@@ -32,6 +33,8 @@ class ModelRunner:
     Attributes:
         block_count: blocks of the KV pool.
         context_length: positions that the checkpoint was configured for.
+        max_held: most sequences that may hold blocks at a time; None: any number.
+        shares_prefixes: sequences may share blocks of equal content.
     """
 
     def __init__(
@@ -73,10 +76,14 @@ class ModelRunner:
         self._inputs_embeds = torch.zeros(size, dtype=dtype, device=device)
         self._row_placer = RowPlacer(*size, device)
         self._extra_rows = ExtraRows(model.extra_widths, size[0], dtype, device)
+        self._states = SequenceStates(model.state_shapes, settings.max_num_seqs, dtype, device)
+        self.max_held = self._states.capacity
+        self.shares_prefixes = not model.state_shapes
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch, rows: RowSource) -> list[SampledToken]:
         """Computes keys and values of all parts; one token for each item that samples, in order."""
+        self._states.drop(batch.preempted)
         if not batch.items:
             return []
         if self._graphs is not None and only_decodes(batch.items):
@@ -84,15 +91,17 @@ class ModelRunner:
         step = self._buffers.fill(batch)
         hidden = self._forward(step, rows)
         sampling = [item.sequence for item in step.items if item.samples]
-        if not sampling:
-            return []
-        logits = self._model.logits(hidden.index_select(0, step.sampled))
-        tokens = {token.sequence_id: token for token in self._sampler.sample(logits, sampling)}
+        tokens: dict[int, SampledToken] = {}
+        if sampling:
+            logits = self._model.logits(hidden.index_select(0, step.sampled))
+            tokens = {token.sequence_id: token for token in self._sampler.sample(logits, sampling)}
+        self._states.keep(step.items)
         return [tokens[item.sequence.sequence_id] for item in batch.items if item.samples]
 
     def forget(self, sequence_id: int) -> None:
         """Drops what is kept for a sequence. Unknown ids are no error."""
         self._sampler.forget(sequence_id)
+        self._states.drop([sequence_id])
 
     def warm_up(self) -> None:
         """Computes two small steps, so that the first request does not pay for first uses."""
@@ -135,4 +144,5 @@ class ModelRunner:
             self._cache.clear(step.fresh_blocks)
         plan = self._backend.plan(self._cache, step.shape)
         context = AttentionContext(self._cache, step.shape.slots, plan, step.shape)
-        return self._model.forward(embeds, step.positions, **{CONTEXT_KEYWORD: context}, **extras)
+        states = self._states.begin(step.items, step.shape.decode_count)
+        return self._model.forward(embeds, step.positions, **{CONTEXT_KEYWORD: context}, **extras, **states)

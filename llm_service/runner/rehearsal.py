@@ -37,6 +37,7 @@ def run_smallest(runner: Runner, settings: EngineSettings, axes: int) -> None:
     if length < settings.block_size:
         sequence.token_ids.append(0)
         runner.run(ScheduledBatch([ScheduledSequence(sequence, length, 1, True)]), NoRows())
+    runner.forget(sequence.sequence_id)
 
 
 def run_largest(runner: Runner, settings: EngineSettings, axes: int) -> None:
@@ -46,6 +47,8 @@ def run_largest(runner: Runner, settings: EngineSettings, axes: int) -> None:
     sequences = [_made_up(index, length, axes, settings.block_size) for index in range(count)]
     items = [ScheduledSequence(sequence, 0, length, True) for sequence in sequences]
     runner.run(ScheduledBatch(items), NoRows())
+    for sequence in sequences:
+        runner.forget(sequence.sequence_id)
 
 
 def largest_block_count(settings: EngineSettings) -> int:

@@ -303,6 +303,43 @@ class KvLayout:
     head_dim: int
 
 
+@dataclass(frozen=True, slots=True)
+class StateShape:
+    """One tensor that layers keep of every sequence beside the paged cache.
+
+    Attributes:
+        layer_count: layers that keep it.
+        shape: of one sequence in one layer.
+        exact: float32 whatever the model's type is.
+    """
+
+    layer_count: int
+    shape: tuple[int, ...]
+    exact: bool
+
+
+class StepStates(Protocol):
+    """The states of a step's sequences, in the order of the flat batch.
+
+    What is written is kept once the whole step has succeeded.
+
+    Attributes:
+        counts: tokens of each sequence.
+        single_count: sequences at the front that have one token.
+    """
+
+    counts: Sequence[int]
+    single_count: int
+
+    def read(self, name: str, layer: int, sequences: slice) -> torch.Tensor:
+        """A copy (sequences, *shape), zeros for those that are at their first token."""
+        ...
+
+    def write(self, name: str, layer: int, sequences: slice, values: torch.Tensor) -> None:
+        """Sets what the next step reads."""
+        ...
+
+
 class LanguageModel(Protocol):
     """The LLM half with its weights: Hugging Face modeling code on a flat batch."""
 
@@ -311,6 +348,9 @@ class LanguageModel(Protocol):
     kv_layout: KvLayout
     extra_widths: Mapping[str, int]
     """Tensors of an item beside its main one that `forward` takes as `extras`, and their widths."""
+    state_shapes: Mapping[str, StateShape]
+    """What layers keep of every sequence beside the cache, by name. Such a model's blocks alone do
+    not continue a sequence, so they are not shared between sequences."""
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """int64 (tokens,) to (tokens, hidden). Placeholder ids give rows to be overwritten."""
@@ -325,7 +365,9 @@ class LanguageModel(Protocol):
             attention: handed through the modeling code to the registered
                 attention function on every layer. Where the model has
                 `extra_widths` and the step has media rows, also `extras`: by name
-                (tokens, width), zero on rows that no item fills.
+                (tokens, width), zero on rows that no item fills. Where it has
+                `state_shapes`, also `states`, a `StepStates`; without it the batch is
+                one sequence from its first token on.
 
         Returns:
             Final hidden states, normalised, (tokens, hidden).

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from shared.families.base import Checkpoint, KvLayout
+from shared.families.base import Checkpoint, KvLayout, StateShape
 from shared.families.weights import Fit, Prefixes, load_half
 
 
@@ -36,9 +36,11 @@ class Decoder:
         axes: rows of the positions, 3 with M-RoPE, else 1.
         dtype: element type of the weights.
         extra_widths: none; see `LanguageModel`.
+        state_shapes: likewise.
     """
 
     extra_widths: Mapping[str, int] = MappingProxyType({})
+    state_shapes: Mapping[str, StateShape] = MappingProxyType({})
 
     def __init__(self, module: nn.Module, text_config: Any, axes: int) -> None:
         assert isinstance(module, DecoderModule)

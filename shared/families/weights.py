@@ -22,9 +22,10 @@ from shared.errors import InvalidRequestError
 from shared.families.base import Checkpoint
 
 Half = Literal["encoder", "language"]
-Prefixes = Mapping[str, tuple[Half, str]]
+Prefixes = Mapping[str, tuple[Half | Literal["neither"], str]]
 """Beginning of a tensor's name in the file: the half that it belongs to, and what
-replaces the beginning. The longest that fits counts."""
+replaces the beginning. The longest that fits counts. What serves training or
+speculation alone belongs to neither."""
 
 Fit = Callable[[torch.Tensor, torch.Size], torch.Tensor]
 """Brings a tensor that a checkpoint may hold in another layout to the shape that the module wants."""

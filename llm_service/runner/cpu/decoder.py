@@ -16,7 +16,7 @@ from llm_service.runner.attention.context import AttentionContext, StepShape
 from llm_service.runner.attention.registration import CONTEXT_KEYWORD
 from llm_service.runner.cpu.weights import DecoderWeights, LayerWeights
 from llm_service.runner.kv_cache import KvCache
-from shared.families.base import KvLayout
+from shared.families.base import KvLayout, StateShape
 from shared.kernels.library import Team
 from shared.kernels.operation import AttentionPlan, Operation
 from shared.kernels.program import Count, Program
@@ -28,6 +28,7 @@ class CpuDecoder:
     """See `LanguageModel`; takes any mixture of chunks and decoding sequences in one run."""
 
     extra_widths: Mapping[str, int] = MappingProxyType({})
+    state_shapes: Mapping[str, StateShape] = MappingProxyType({})
 
     def __init__(self, weights: DecoderWeights, layout: KvLayout, team: Team, max_tokens: int) -> None:
         """Takes the step's memory.
