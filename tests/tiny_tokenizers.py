@@ -37,8 +37,12 @@ _CORPUS = (
 )
 
 
-def build_qwen_tokenizer(vocabulary_size: int = 560) -> Any:
-    """Returns a fast tokenizer in Qwen's style."""
+def build_qwen_tokenizer(
+    vocabulary_size: int = 560,
+    special_tokens: Sequence[str] = QWEN_SPECIAL_TOKENS,
+    end: str = "<|im_end|>",
+) -> Any:
+    """Returns a fast tokenizer in Qwen's style; `end` ends an answer."""
     from tokenizers import (
         Regex,
         Tokenizer,
@@ -73,9 +77,9 @@ def build_qwen_tokenizer(vocabulary_size: int = 560) -> Any:
     tokenizer.train_from_iterator(_CORPUS, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
+        eos_token=end,
         pad_token="<|endoftext|>",
-        additional_special_tokens=list(QWEN_SPECIAL_TOKENS),
+        additional_special_tokens=list(special_tokens),
         clean_up_tokenization_spaces=False,
         model_max_length=2048,
     )

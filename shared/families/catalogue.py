@@ -108,6 +108,17 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         notes="Pan and scan on demand; the rows of a picture see each other.",
     ),
     FamilyFacts(
+        "glm4v",
+        "glm4v:Glm4vFamily",
+        ("zai-org/GLM-4.1V-9B-Thinking",),
+        modalities=("image", "video"),
+        embedding_fields={
+            "image": EmbeddingFields(("image_embeds", "image_grid_thw")),
+            "video": EmbeddingFields(("video_embeds", "video_grid_thw", "timestamps")),
+        },
+        settings=("min_pixels", "max_pixels", "size"),
+    ),
+    FamilyFacts(
         "idefics3",
         "idefics3:Idefics3Family",
         ("HuggingFaceM4/Idefics3-8B-Llama3",),
@@ -171,19 +182,39 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         settings=("min_pixels", "max_pixels", "size"),
     ),
     FamilyFacts(
+        "qwen3_5",
+        "qwen3_5:Qwen35Family",
+        ("Qwen/Qwen3.5-27B",),
+        modalities=("image", "video"),
+        embedding_fields={
+            "image": EmbeddingFields(("image_embeds", "image_grid_thw")),
+            "video": EmbeddingFields(("video_embeds", "video_grid_thw", "timestamps")),
+        },
+        settings=("min_pixels", "max_pixels", "size"),
+        notes="Linear attention: every sequence keeps a state of its own, and none shares another's prefix.",
+    ),
+    FamilyFacts(
         "qwen3_vl",
         "qwen3_vl:Qwen3VLFamily",
         ("Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3-VL-32B-Instruct"),
-        embedding_fields={"image": EmbeddingFields(("image_embeds", "image_grid_thw"), LEVELS)},
-        settings=("min_pixels", "max_pixels"),
+        modalities=("image", "video"),
+        embedding_fields={
+            "image": EmbeddingFields(("image_embeds", "image_grid_thw"), LEVELS),
+            "video": EmbeddingFields(("video_embeds", "video_grid_thw", "timestamps"), LEVELS),
+        },
+        settings=("min_pixels", "max_pixels", "size"),
         notes="Embeddings hold every level: `image_embeds` wider by as many, or one field a level.",
     ),
     FamilyFacts(
         "qwen3_vl_moe",
         "qwen3_vl_moe:Qwen3VLMoeFamily",
         ("Qwen/Qwen3-VL-30B-A3B-Instruct", "Qwen/Qwen3-VL-235B-A22B-Instruct"),
-        embedding_fields={"image": EmbeddingFields(("image_embeds", "image_grid_thw"), LEVELS)},
-        settings=("min_pixels", "max_pixels"),
+        modalities=("image", "video"),
+        embedding_fields={
+            "image": EmbeddingFields(("image_embeds", "image_grid_thw"), LEVELS),
+            "video": EmbeddingFields(("video_embeds", "video_grid_thw", "timestamps"), LEVELS),
+        },
+        settings=("min_pixels", "max_pixels", "size"),
         notes="Embeddings as those of `qwen3_vl`.",
     ),
     FamilyFacts(

@@ -19,13 +19,13 @@ MAX_GRID_SIDE = 1 << 15
 """Largest side of a grid in patches; any product of three fits 64 bits."""
 
 MAX_TIMES = 4096
-MAX_SECONDS = 65536.0
+"""Most times of one item."""
 
 MAX_GRIDS = 64
 """Most pictures in one item."""
 
 MAX_SECONDS = 65536
-"""Longest time between two groups of a video's frames."""
+"""Longest time between two groups of a video's frames, and latest time of one."""
 
 _GRID_SIDES = 3
 _BFLOAT16_MAGNITUDE = 0x7FFF

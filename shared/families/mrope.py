@@ -59,7 +59,7 @@ class MRopeLayout:
         places = [place for place, token_id in enumerate(token_ids) if token_id in pads]
         if len(places) != len(media):
             raise InvalidRequestError(f"the prompt has {len(places)} placeholders for {len(media)} items")
-        draft = _Draft(self.merge_size)
+        draft = Draft(self.merge_size)
         start = 0
         for item, (info, place) in enumerate(zip(media, places, strict=True)):
             draft.add_text(token_ids[start:place])
@@ -72,7 +72,7 @@ class MRopeLayout:
         """Rows of each picture or video."""
         return [grid.time * grid.height * grid.width // self.merge_size**2 for grid in grids]
 
-    def _add_item(self, draft: _Draft, item: int, info: MediaInfo, pad_id: int) -> None:
+    def _add_item(self, draft: Draft, item: int, info: MediaInfo, pad_id: int) -> None:
         counts = self.row_counts(info.grids)
         if sum(counts) != info.row_count or not counts:
             raise InvalidRequestError(
@@ -95,8 +95,8 @@ class MRopeLayout:
         return self.steps_per_second * float(np.float32(seconds))
 
 
-class _Draft:
-    """An expanded prompt in the making."""
+class Draft:
+    """An expanded prompt with three axes in the making."""
 
     def __init__(self, merge_size: int) -> None:
         self.token_ids: list[int] = []

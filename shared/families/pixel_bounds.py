@@ -64,17 +64,42 @@ class PixelBounds:
         share = min(self.most, pixels * temporal_patch_size // frame_count)
         return PixelBounds(self.least, max(share, int(self.least * 1.05)))
 
+    def capped(self, frame_count: int, frame_pixels: int) -> PixelBounds:
+        """The bounds of all frames of a video together, none of which may have more than `frame_pixels`.
+
+        What a frame may have never falls below 1.05 times the least.
+        """
+        share = max(min(frame_pixels, self.most // frame_count), int(self.least * 1.05))
+        return PixelBounds(self.least, share * frame_count)
+
+    def fit_clip(self, frame_count: int, height: int, width: int, factor: int, depth: int) -> tuple[int, int]:
+        """As `fit`, for bounds that hold for all frames of a video together, counted in groups of `depth`.
+
+        Raises:
+            BadMediaError: one side is too long for the other.
+        """
+        if min(height, width) < factor:
+            scale = factor / min(height, width)
+            height, width = int(height * scale), int(width * scale)
+        _check_shape(height, width)
+        rows, columns = round(height / factor), round(width / factor)
+        volume = round(frame_count / depth) * depth * rows * columns * factor**2
+        pixels = frame_count * height * width
+        if volume > self.most:
+            shrink = math.sqrt(pixels / self.most)
+            rows, columns = (max(1, math.floor(side / shrink / factor)) for side in (height, width))
+        elif volume < self.least:
+            grow = math.sqrt(self.least / pixels)
+            rows, columns = (math.ceil(side * grow / factor) for side in (height, width))
+        return rows * factor, columns * factor
+
     def fit(self, height: int, width: int, factor: int) -> tuple[int, int]:
         """Height and width near these, multiples of `factor`, of about the same shape.
 
         Raises:
             BadMediaError: one side is too long for the other.
         """
-        if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-            raise BadMediaError(
-                f"the frames are {width} x {height} pixels; one side may be at most"
-                f" {MAX_ASPECT_RATIO} times the other"
-            )
+        _check_shape(height, width)
         # Python's rounding, half to even.
         rows, columns = round(height / factor), round(width / factor)
         if rows * columns * factor**2 > self.most:
@@ -84,6 +109,14 @@ class PixelBounds:
             grow = math.sqrt(self.least / (height * width))
             rows, columns = (math.ceil(side * grow / factor) for side in (height, width))
         return rows * factor, columns * factor
+
+
+def _check_shape(height: int, width: int) -> None:
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise BadMediaError(
+            f"the frames are {width} x {height} pixels; one side may be at most"
+            f" {MAX_ASPECT_RATIO} times the other"
+        )
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, int]:

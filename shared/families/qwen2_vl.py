@@ -204,13 +204,7 @@ class Qwen2VLTower:
         """
         import torch
 
-        grids = torch.tensor(
-            [(grid.time, grid.height, grid.width) for features in batch for grid in features.info.grids]
-        )
-        with torch.inference_mode():
-            patches = torch.cat([self._patches(features) for features in batch])
-            output = self._module(patches, grid_thw=grids.to(patches.device))
-        rows: torch.Tensor = output.pooler_output
+        rows: torch.Tensor = self._run(batch).pooler_output
         counts = [features.info.row_count for features in batch]
         return [{MAIN_TENSOR: part} for part in torch.split(rows, counts)]
 
@@ -234,6 +228,21 @@ class Qwen2VLTower:
             )
             for start, end in cut_steps(grid.time, step_cost, most)
         ]
+
+    def _run(self, batch: Sequence[Features]) -> Any:
+        """What the module gives for all patches of a batch, one item after the other."""
+        import torch
+
+        grids = [
+            cut for features in batch for grid in features.info.grids for cut in self._module_grids(grid)
+        ]
+        with torch.inference_mode():
+            patches = torch.cat([self._patches(features) for features in batch])
+            return self._module(patches, grid_thw=torch.tensor(grids).to(patches.device))
+
+    def _module_grids(self, grid: Grid) -> list[tuple[int, int, int]]:
+        """A grid as the module takes it: time, height and width."""
+        return [(grid.time, grid.height, grid.width)]
 
     def _patches(self, features: Features) -> torch.Tensor:
         """(patches, channels x depth x side x side), on the tower's device and in its type."""
@@ -305,6 +314,7 @@ class Qwen2VLFamily(CommonFamily):
     model_type = "qwen2_vl"
     modalities: tuple[Modality, ...] = ("image", "video")
     video_defaults: Mapping[str, Any] = VIDEO_DEFAULTS
+    prefixes: Prefixes = PREFIXES
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
@@ -320,7 +330,7 @@ class Qwen2VLFamily(CommonFamily):
         # each picture's square, not with the batch's.
         config._attn_implementation = "sdpa"
         module = load_half(
-            lambda: self._build_tower(config), self._checkpoint, "encoder", PREFIXES, device, dtype
+            lambda: self._build_tower(config), self._checkpoint, "encoder", self.prefixes, device, dtype
         )
         prepare_tower(module, config, device, dtype)
         return self._make_tower(module)

@@ -10,8 +10,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from shared.errors import BadEmbeddingsError
 from shared.families.base import (
     MAIN_TENSOR,
@@ -21,21 +19,17 @@ from shared.families.base import (
     LanguageModel,
     Modality,
     Preprocessor,
+    PromptLayout,
     RawTensor,
     Tower,
 )
 from shared.families.config import model_config
 from shared.families.embeddings import check_fields, check_rows, split_columns
 from shared.families.mrope import AXES
-from shared.families.qwen2_vl import (
-    GRID,
-    PREFIXES,
-    ROWS,
-    Qwen2VLFamily,
-    Qwen2VLPreprocessor,
-    Qwen2VLTower,
-)
+from shared.families.qwen2_vl import FIELDS, PREFIXES, Qwen2VLFamily, Qwen2VLTower
 from shared.families.qwen2_vl import VIDEO_DEFAULTS as QWEN2_DEFAULTS
+from shared.families.timed_layout import ItemWords, TimedLayout
+from shared.families.timed_videos import TimedVideoPreprocessor
 
 if TYPE_CHECKING:
     import torch
@@ -63,46 +57,79 @@ def level_names(count: int) -> tuple[str, ...]:
     return tuple(f"deepstack_{level}" for level in range(count))
 
 
-class Qwen3VLPreprocessor(Qwen2VLPreprocessor):
-    """As Qwen2-VL's, for precomputed embeddings of several levels; see `Preprocessor`."""
+DEPTH = 2
+"""Frames of a group."""
+
+
+def group_times(times: tuple[float, ...]) -> tuple[float, ...]:
+    """Between each first and second frame, in tenths of a second, as the prompt says them."""
+    pairs = zip(times[::2], times[1::2], strict=True)
+    return tuple(float(f"{(first + second) / 2:.1f}") for first, second in pairs)
+
+
+def write_group(seconds: float) -> str:
+    """A group of frames and its time, as in transformers' Qwen3VLProcessor."""
+    return f"<{seconds:.1f} seconds><|vision_start|><|video_pad|><|vision_end|>"
+
+
+WORDS = ItemWords(
+    placeholders={
+        "image": "<|vision_start|><|image_pad|><|vision_end|>",
+        "video": "<|vision_start|><|video_pad|><|vision_end|>",
+    },
+    picture="<|image_pad|>",
+    between=dict.fromkeys(("image", "video"), "<|vision_end|><|vision_start|>"),
+    group=write_group,
+)
+
+
+class Qwen3VLPreprocessor(TimedVideoPreprocessor):
+    """As for Qwen2-VL, with times, and precomputed embeddings of several levels; see `Preprocessor`."""
 
     def __init__(self, checkpoint: Checkpoint, config: Any, video_defaults: Mapping[str, Any]) -> None:
-        super().__init__(checkpoint, config, video_defaults)
-        self._levels = level_names(len(config.vision_config.deepstack_visual_indexes))
+        super().__init__(checkpoint, config, video_defaults, DEPTH, group_times)
+        levels = getattr(config.vision_config, "deepstack_visual_indexes", ())
+        self._levels = level_names(len(levels))
 
     def accept_embeddings(self, modality: Modality, fields: Mapping[str, RawTensor]) -> EncodedItem:
         """See `Preprocessor`.
 
-        Fields: as Qwen2-VL's, with the levels either behind the rows' own columns,
-        (rows, hidden x (1 + levels)), or as deepstack_0, deepstack_1 and so on, each (rows, hidden).
+        Fields: as `TimedVideoPreprocessor`'s, with the levels either behind the rows' own
+        columns, (rows, hidden x (1 + levels)), or as deepstack_0, deepstack_1 and so on,
+        each (rows, hidden).
         """
-        check_fields(fields, required=(ROWS, GRID), optional=self._levels)
-        rows = fields[ROWS]
-        wide = self._hidden_size * (1 + len(self._levels))
-        if self._levels and len(rows.shape) == 2 and rows.shape[1] == wide:
-            given = [name for name in self._levels if name in fields]
-            if given:
-                raise BadEmbeddingsError(
-                    f"{ROWS} holds all levels, and {given[0]} is there too", param=given[0]
-                )
-            parts = split_columns(rows, self._hidden_size)
-            fields = dict(fields) | dict(zip((ROWS, *self._levels), parts, strict=True))
-        plain = {name: tensor for name, tensor in fields.items() if name not in self._levels}
-        item = super().accept_embeddings(modality, plain)
-        tensors = {MAIN_TENSOR: item.tensors[MAIN_TENSOR]}
-        return EncodedItem(item.info, tensors | self._read_levels(fields, item.info.row_count))
+        check_fields(fields, required=self._required(modality), optional=self._levels)
+        rows_name, _ = FIELDS[modality]
+        apart = self._apart(rows_name, fields)
+        item = self._accepted(modality, {n: t for n, t in apart.items() if n not in self._levels})
+        item.tensors |= self._read_levels(rows_name, apart, item.info.row_count)
+        return item
 
-    def _read_levels(self, fields: Mapping[str, RawTensor], row_count: int) -> dict[str, RawTensor]:
+    def _apart(self, rows_name: str, fields: Mapping[str, RawTensor]) -> Mapping[str, RawTensor]:
+        """The fields with a tensor of their own for each level."""
+        rows = fields[rows_name]
+        wide = self._hidden_size * (1 + len(self._levels))
+        if not self._levels or len(rows.shape) != 2 or rows.shape[1] != wide:
+            return fields
+        for name in self._levels:
+            if name in fields:
+                raise BadEmbeddingsError(f"{rows_name} holds all levels, and {name} is there too", param=name)
+        parts = split_columns(rows, self._hidden_size)
+        return dict(fields) | dict(zip((rows_name, *self._levels), parts, strict=True))
+
+    def _read_levels(
+        self, rows_name: str, fields: Mapping[str, RawTensor], row_count: int
+    ) -> dict[str, RawTensor]:
         for name in self._levels:
             if name not in fields:
                 every = self._hidden_size * (1 + len(self._levels))
                 raise BadEmbeddingsError(
-                    f"the field {name} is missing; {ROWS} may also be {every} wide and hold all levels",
+                    f"the field {name} is missing; {rows_name} may also be {every} wide and hold all levels",
                     param=name,
                 )
             found = check_rows(name, fields[name], self._hidden_size)
             if found != row_count:
-                raise BadEmbeddingsError(f"{name} has {found} rows; {ROWS} has {row_count}", param=name)
+                raise BadEmbeddingsError(f"{name} has {found} rows; {rows_name} has {row_count}", param=name)
         return {name: fields[name] for name in self._levels}
 
 
@@ -111,17 +138,11 @@ class Qwen3VLTower(Qwen2VLTower):
 
     def encode(self, batch: Sequence[Features]) -> list[dict[str, torch.Tensor]]:
         """See `Tower`. One tensor a level beside the rows."""
-        import torch
-
-        weight = next(self._module.parameters())
-        pixels = torch.from_numpy(np.concatenate([features.arrays["pixel_values"] for features in batch]))
-        grids = torch.from_numpy(np.concatenate([features.arrays[GRID] for features in batch]))
-        with torch.inference_mode():
-            output = self._module(pixels.to(weight.device, weight.dtype), grid_thw=grids.to(weight.device))
-        levels = [output.pooler_output, *output.deepstack_features]
-        names = (MAIN_TENSOR, *level_names(len(output.deepstack_features)))
+        output = self._run(batch)
+        further = getattr(output, "deepstack_features", [])
+        names = (MAIN_TENSOR, *level_names(len(further)))
         counts = [features.info.row_count for features in batch]
-        parts = zip(*(torch.split(level, counts) for level in levels), strict=True)
+        parts = zip(*(level.split(counts) for level in (output.pooler_output, *further)), strict=True)
         return [dict(zip(names, item, strict=True)) for item in parts]
 
     def use_kernels(self, team: Team) -> bool:
@@ -135,7 +156,7 @@ class Qwen3VLTower(Qwen2VLTower):
         )
 
         module = self._module
-        mergers = [module.merger, *module.deepstack_merger_list]
+        mergers = [module.merger, *getattr(module, "deepstack_merger_list", [])]
         reason = obstacle([module.patch_embed, *module.blocks, *mergers], module.config.hidden_act)
         if reason is not None:
             logger.info("torch computes this tower: %s", reason)
@@ -172,12 +193,23 @@ class Qwen3VLFamily(Qwen2VLFamily):
     """Factory of the parts of one Qwen3-VL checkpoint; see `Family`."""
 
     model_type = "qwen3_vl"
-    modalities: tuple[Modality, ...] = ("image",)
     video_defaults: Mapping[str, Any] = VIDEO_DEFAULTS
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
         return Qwen3VLPreprocessor(self._checkpoint, model_config(self._checkpoint), self.video_defaults)
+
+    def prompt_layout(self) -> PromptLayout:
+        """See `Family`."""
+        config = self._checkpoint.config
+        video_id = int(config.get("video_token_id", 151656))
+        return TimedLayout(
+            image_id=int(config.get("image_token_id", 151655)),
+            video_id=video_id,
+            group_id=video_id,
+            merge_size=self._merge_size(),
+            words=WORDS,
+        )
 
     def extra_widths(self) -> Mapping[str, int]:
         """See `Family`. One a level."""
