@@ -59,6 +59,7 @@ shapes = st.fixed_dictionaries(
         "max_num_seqs": st.integers(1, 4),
         "max_num_batched_tokens": st.sampled_from([9, 12, 40]),
         "enable_prefix_caching": st.booleans(),
+        "max_held": st.one_of(st.none(), st.integers(4, 6)),
     }
 )
 
@@ -199,10 +200,13 @@ def test_another_item_in_the_same_place_is_no_hit(text: list[int], keys: list[st
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_nobody_starves(seed: int) -> None:
+@pytest.mark.parametrize("limited", [False, True])
+def test_nobody_starves(seed: int, limited: bool) -> None:
     """New sequences never cease, rows are slow and the store holds two items: all still end soon."""
     random = Random(seed)
-    front = ToyFront(block_count=12, max_num_seqs=random.randint(1, 3), max_num_batched_tokens=12)
+    seats = random.randint(1, 3)
+    held = seats if limited else None
+    front = ToyFront(block_count=12, max_num_seqs=seats, max_num_batched_tokens=12, max_held=held)
     rules = Rules(1, frozenset(key for key in KEYS if random.random() < 0.4))
     added: dict[int, int] = {}
     for number in range(400):

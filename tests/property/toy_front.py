@@ -110,11 +110,12 @@ class ToyFront:
         max_model_len: int = 1000,
         max_num_seqs: int = 3,
         max_num_batched_tokens: int = 16,
+        max_held: int | None = None,
         enable_prefix_caching: bool = True,
         rests_for_encoders: bool = False,
     ) -> None:
         self.arena = Arena()
-        self.runner = ToyRunner(block_count, block_size, max_num_seqs, max_num_batched_tokens)
+        self.runner = ToyRunner(block_count, block_size, max_num_seqs, max_num_batched_tokens, max_held)
         self.engine = Engine(
             self.runner,
             self.arena,
@@ -123,6 +124,7 @@ class ToyFront:
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            max_held=max_held,
             enable_prefix_caching=enable_prefix_caching,
             rests_for_encoders=rests_for_encoders,
         )

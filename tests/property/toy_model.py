@@ -122,9 +122,16 @@ class ToyRunner:
     """The toy model over a pool of blocks; checks that batches keep their promises."""
 
     def __init__(
-        self, block_count: int, block_size: int, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        block_count: int,
+        block_size: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_held: int | None = None,
     ) -> None:
         self.block_count = block_count
+        self._max_held = max_held
+        self._reached: dict[int, int] = {}
         self._block_size = block_size
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -136,6 +143,7 @@ class ToyRunner:
 
     def run(self, batch: ScheduledBatch, rows: RowSource) -> list[SampledToken]:
         self._check(batch)
+        self._keep_states(batch)
         for layer in (0, 1):
             for item in batch.items:
                 self._write(item, rows, layer)
@@ -143,6 +151,18 @@ class ToyRunner:
 
     def forget(self, sequence_id: int) -> None:
         self.forgotten.append(sequence_id)
+        self._reached.pop(sequence_id, None)
+
+    def _keep_states(self, batch: ScheduledBatch) -> None:
+        """Books a state for each sequence, as for linear layers: no token is skipped or repeated."""
+        for sequence_id in batch.preempted:
+            self._reached.pop(sequence_id, None)
+        for item in batch.items:
+            sequence_id = item.sequence.sequence_id
+            if sequence_id in self._reached:
+                assert self._reached[sequence_id] == item.start, "a preemption was not told"
+            self._reached[sequence_id] = item.start + item.count
+        assert self._max_held is None or len(self._reached) <= self._max_held, "too many states"
 
     def _check(self, batch: ScheduledBatch) -> None:
         assert 0 < len(batch.items) <= self._max_num_seqs

@@ -362,3 +362,28 @@ def test_decoding_does_not_rest_for_sequences_that_lack_a_seat() -> None:
         front.add(prompt(token, 2, count=8))
     for _ in range(6):
         assert front.step() and front.engine.rest_s == 0
+
+
+def test_no_more_sequences_hold_blocks_than_may() -> None:
+    """One that waits for rows yields its place to one that can go on, and takes it again later."""
+    front = ToyFront(block_count=60, max_num_seqs=1, max_held=1)
+    waiting = front.add(prompt(*text(6), B, *text(3)))
+    assert front.step()
+    assert front.engine.status().running_sequence_count == 1
+    ready = front.add(prompt(*text(5)))
+    for _ in range(8):
+        front.step()
+        assert front.engine.status().used_block_count <= 4
+    assert front.answers[ready].ended and not front.answers[waiting].ended
+    assert front.engine.status().preemption_count == 1
+    front.serve_all()
+    front.check_answers()
+
+
+def test_a_preemption_is_told_with_the_next_step_that_runs() -> None:
+    front = ToyFront(block_count=4, max_num_seqs=4, max_num_batched_tokens=64)
+    for token in range(3):
+        front.add(prompt(*text(4, token), count=8))
+    front.serve_all()
+    assert front.engine.status().preemption_count > 0
+    front.check_answers()
