@@ -161,7 +161,7 @@ def test_precomputed_times_are_the_prompts(family: GetFamily) -> None:
         np.zeros(1, np.float32),
         np.zeros(3, np.float32),
         np.zeros((2, 1), np.float32),
-        np.zeros(2, np.int64),
+        np.zeros(2, np.float64),
         np.array([0, np.nan], np.float32),
         np.array([0, np.inf], np.float32),
         np.array([-1, 0], np.float32),
