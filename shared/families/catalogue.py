@@ -127,6 +127,19 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         notes="Large pictures in tiles.",
     ),
     FamilyFacts(
+        "internvl",
+        "internvl:InternVLFamily",
+        ("OpenGVLab/InternVL3-1B-hf", "OpenGVLab/InternVL3-8B-hf"),
+        modalities=("image", "video"),
+        embedding_fields={
+            "image": EmbeddingFields(("image_embeds",)),
+            "video": EmbeddingFields(("video_embeds",)),
+        },
+        settings=("max_dynamic_patch", "min_dynamic_patch", "crop_to_patches"),
+        video_settings=(),
+        notes="Pictures are cut into tiles by their shape; a Qwen2, Qwen3, Llama or Mistral language model.",
+    ),
+    FamilyFacts(
         "llava",
         "llava:LlavaFamily",
         ("llava-hf/llava-1.5-7b-hf", "mistral-community/pixtral-12b"),

@@ -23,7 +23,13 @@ from tests.unit.families.conftest import VARIANTS, Build
 CPU = torch.device("cpu")
 TOLERANCE = 2e-5
 # The tower of the one left out is llava's.
-TOWERS = [*(name for name in VARIANTS if name != "llava_mistral"), "llava_pixtral"]
+TOWERS = [
+    *(name for name in VARIANTS if name != "llava_mistral"),
+    "llava_pixtral",
+    "internvl",
+    "llava_onevision",
+    "mistral3",
+]
 GetFamily = Callable[[str], Family]
 
 
@@ -102,7 +108,9 @@ def test_weights_are_held_once(variant: str, family: GetFamily, team: Team) -> N
 
 
 def _in_block(name: str) -> bool:
-    return any(part in name for part in ("blocks.", "encoder.layers.", "transformer.layers."))
+    return any(
+        part in name for part in ("blocks.", "encoder.layers.", "encoder.layer.", "transformer.layers.")
+    )
 
 
 ODD: list[tuple[str, dict[str, Any], str]] = [
@@ -111,6 +119,8 @@ ODD: list[tuple[str, dict[str, Any], str]] = [
     ("qwen2_5_vl", {"intermediate_size": 49}, "a width is odd: 49"),
     ("llava", {"hidden_act": "mish"}, "the activation is mish"),
     ("llava", {"intermediate_size": 51}, "a width is odd: 51"),
+    ("internvl", {"hidden_act": "mish"}, "the activation is mish"),
+    ("internvl", {"use_qk_norm": True}, "queries and keys are normalised"),
 ]
 
 
