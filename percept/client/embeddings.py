@@ -6,6 +6,7 @@ not check them against the model: the encoder service does.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from percept.client.items import Item, make_item
+from percept.client.items import MODALITIES, Item, make_item
 from percept.client.tensors import (
     raw_tensor,
     read_safetensors,
@@ -27,6 +28,8 @@ from shared.errors import BadEmbeddingsError
 from shared.families.base import RawTensor
 from shared.families.catalogue import Modality
 
+_MODALITY = "percept.modality"
+_COUNTS = "percept.counts"
 _FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -42,8 +45,18 @@ class Embeddings(Mapping[str, "npt.NDArray[Any]"]):
         modality: what they are of.
     """
 
-    def __init__(self, tensors: Mapping[str, RawTensor], modality: Modality = "image") -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, RawTensor],
+        modality: Modality = "image",
+        counts: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        """
+        Args:
+            counts: of several items one after the other, how many rows of each field are each one's.
+        """
         self.modality = modality
+        self._counts = counts
         self._tensors = dict(tensors)
 
     @classmethod
@@ -86,7 +99,10 @@ class Embeddings(Mapping[str, "npt.NDArray[Any]"]):
 
     def to_bytes(self, metadata: Mapping[str, str] | None = None) -> bytes:
         """A safetensors file with one tensor for each field."""
-        return write_safetensors(self._tensors, {"percept.modality": self.modality, **(metadata or {})})
+        own: dict[str, str] = {_MODALITY: self.modality}
+        if self._counts is not None:
+            own[_COUNTS] = json.dumps(self._counts)
+        return write_safetensors(self._tensors, {**own, **(metadata or {})})
 
     def save(self, path: str | Path) -> None:
         """Writes `to_bytes` to a file."""
@@ -109,49 +125,61 @@ class Embeddings(Mapping[str, "npt.NDArray[Any]"]):
             BadEmbeddingsError: it is no such file.
         """
         tensors, metadata = read_safetensors(data)
-        named = {"image": "image", "video": "video", "audio": "audio"}.get(
-            metadata.get("percept.modality", "")
-        )
-        modality: Any = named or ("video" if any(name.startswith("video_") for name in tensors) else "image")
-        return cls(tensors, modality)
+        return cls(tensors, _modality_of(tensors, metadata), _counts_of(tensors, metadata))
 
     @classmethod
     def joined(cls, parts: Sequence[Embeddings]) -> Embeddings:
         """Several items in one set of tensors, which `split` takes apart again.
 
-        With grids, the rows stand one after the other; without, they are stacked.
+        Without grids, the rows of equally large items are stacked; else they stand one after
+        the other.
 
         Raises:
-            BadEmbeddingsError: they are of several modalities, have different fields, or have no
-                grids and different numbers of rows: nothing would say where one ends.
+            BadEmbeddingsError: they are of several modalities, or have different fields or widths.
         """
         if len(parts) == 1:
             return parts[0]
         first = parts[0]
         if any(part.modality != first.modality or set(part) != set(first) for part in parts):
             raise BadEmbeddingsError("items of different modalities or fields do not fit together")
-        has_grids = f"{first.modality}_grid_thw" in first
-        if not has_grids and len({part._rows()[1].shape for part in parts}) > 1:
-            raise BadEmbeddingsError("items of different numbers of rows do not fit together without grids")
-        joined = {}
-        for name, tensor in first.tensors.items():
-            pieces = [part.tensors[name] for part in parts]
-            if len({piece.shape[1:] for piece in pieces}) > 1:
-                raise BadEmbeddingsError(f"{name} has different widths")
-            of_rows = tensor.data_type in _FLOATS and len(tensor.shape) == 2
-            joined[name] = _stacked(pieces) if of_rows and not has_grids else _concatenated(pieces)
-        return cls(joined, first.modality)
+        pieces = {name: [part.tensors[name] for part in parts] for name in first}
+        for name, tensors in pieces.items():
+            if len({(tensor.data_type, *tensor.shape[1:]) for tensor in tensors}) > 1:
+                raise BadEmbeddingsError(f"{name} has different widths or types", param=name)
+        if f"{first.modality}_grid_thw" not in first and _can_be_stacked(pieces):
+            stacked = {name: _stacked(tensors) for name, tensors in pieces.items()}
+            return cls(stacked, first.modality)
+        joined = {name: _concatenated(tensors) for name, tensors in pieces.items()}
+        counts = {name: [tensor.shape[0] for tensor in tensors] for name, tensors in pieces.items()}
+        return cls(joined, first.modality, counts)
 
     def split(self) -> list[Embeddings]:
         """One for each item: a prompt has one placeholder for each.
 
         Several items stand in one set of tensors as rows (items, rows, width), or as rows
-        one after the other with one grid for each item.
+        one after the other with one grid for each item. Of a file of ours, its metadata say
+        where each item ends; of others, that every row stands for equally many patches.
         """
-        rows_name, rows = self._rows()
+        if self._counts is not None:
+            return [
+                Embeddings(
+                    {name: self._nth(name, index, counts) for name, counts in self._counts.items()},
+                    self.modality,
+                )
+                for index in range(len(next(iter(self._counts.values()))))
+            ]
+        rows = self._rows()
         if len(rows.shape) == 3:
             count = rows.shape[0]
-            return [self._part(index, count, {rows_name: _unbatched(rows, index)}) for index in range(count)]
+            stacked = [
+                name
+                for name, tensor in self._tensors.items()
+                if tensor.data_type in _FLOATS and len(tensor.shape) == 3 and tensor.shape[0] == count
+            ]
+            return [
+                self._part(index, count, {name: _unbatched(self._tensors[name], index) for name in stacked})
+                for index in range(count)
+            ]
         cuts = self._cuts(rows)
         if cuts is None:
             return [self]
@@ -169,11 +197,15 @@ class Embeddings(Mapping[str, "npt.NDArray[Any]"]):
             for index in range(count)
         ]
 
-    def _rows(self) -> tuple[str, RawTensor]:
+    def _nth(self, name: str, index: int, counts: Sequence[int]) -> RawTensor:
+        start = sum(counts[:index])
+        return rows_of(self._tensors[name], start, start + counts[index])
+
+    def _rows(self) -> RawTensor:
         name = f"{self.modality}_embeds"
         if name not in self._tensors:
             raise BadEmbeddingsError(f"the field {name} is missing", param=name)
-        return name, self._tensors[name]
+        return self._tensors[name]
 
     def _cuts(self, rows: RawTensor) -> list[int] | None:
         """Where each item's rows begin, and the last ones end; None where there is nothing to cut."""
@@ -197,6 +229,47 @@ class Embeddings(Mapping[str, "npt.NDArray[Any]"]):
         return Embeddings({**rows, **others}, self.modality)
 
 
+def _modality_of(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> Modality:
+    for modality in MODALITIES:
+        if metadata.get(_MODALITY) == modality:
+            return modality
+    return "video" if any(name.startswith("video_") for name in tensors) else "image"
+
+
+def _counts_of(
+    tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]
+) -> Mapping[str, Sequence[int]] | None:
+    """What a file of several items says of them.
+
+    Raises:
+        BadEmbeddingsError: it contradicts the tensors.
+    """
+    if _COUNTS not in metadata:
+        return None
+    try:
+        counts = json.loads(metadata[_COUNTS])
+        sums = {name: sum(each) for name, each in counts.items()}
+        lengths = {len(each) for each in counts.values()}
+    except (ValueError, TypeError, AttributeError):
+        sums, lengths = {}, set()
+    if len(lengths) != 1 or sums != {name: tensor.shape[0] for name, tensor in tensors.items()}:
+        raise BadEmbeddingsError("the file's metadata contradict its tensors")
+    return dict(counts)
+
+
+def _can_be_stacked(pieces: Mapping[str, Sequence[RawTensor]]) -> bool:
+    """Rows of equally many, and everything else once for each item."""
+    rows = [tensors for tensors in pieces.values() if _holds_rows(tensors[0])]
+    others = [tensors for tensors in pieces.values() if not _holds_rows(tensors[0])]
+    return all(len({tensor.shape for tensor in tensors}) == 1 for tensors in rows) and all(
+        tensor.shape[0] == 1 for tensors in others for tensor in tensors
+    )
+
+
+def _holds_rows(tensor: RawTensor) -> bool:
+    return tensor.data_type in _FLOATS and len(tensor.shape) == 2
+
+
 def _concatenated(pieces: Sequence[RawTensor]) -> RawTensor:
     first = pieces[0]
     shape = (sum(piece.shape[0] for piece in pieces), *first.shape[1:])
@@ -204,7 +277,10 @@ def _concatenated(pieces: Sequence[RawTensor]) -> RawTensor:
 
 
 def _stacked(pieces: Sequence[RawTensor]) -> RawTensor:
+    """Rows get a dimension in front; what each item has once has it already."""
     first = pieces[0]
+    if not _holds_rows(first):
+        return _concatenated(pieces)
     return RawTensor(first.data_type, (len(pieces), *first.shape), b"".join(piece.data for piece in pieces))
 
 

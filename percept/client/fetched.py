@@ -43,7 +43,11 @@ class Fetched:
             for name, tensor in self.tensors.items()
         }
         layout = _layout_fields(self.info, modality)
-        return tensors | {name: layout[name] for name in known.names if name in layout}
+        fields = tensors | {name: layout[name] for name in known.names if name in layout}
+        for name in known.required:
+            if name not in fields:
+                raise InternalError(f"the encoder service's answer does not say the {modality}'s {name}")
+        return fields
 
 
 def _layout_fields(info: MediaInfo, modality: Modality) -> dict[str, RawTensor]:

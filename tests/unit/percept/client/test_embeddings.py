@@ -75,6 +75,8 @@ def fields_of(item: Any) -> Mapping[str, torch.Tensor]:
 def test_bare_rows_are_one_item_and_stacked_ones_are_several() -> None:
     (item,) = items_of(ROWS, "image", "", "here")
     assert torch.equal(fields_of(item)["image_embeds"], ROWS)
+    levels = {"image_embeds": torch.stack([ROWS, -ROWS]), "deepstack_0": torch.stack([-ROWS, ROWS])}
+    assert torch.equal(fields_of(items_of(levels, "image", "", "here")[1])["deepstack_0"], ROWS)
     found = items_of(torch.stack([ROWS, -ROWS]), "image", "", "here")
     assert [entry.param for entry in found] == ["here[0]", "here[1]"]
     assert torch.equal(fields_of(found[1])["image_embeds"], -ROWS)
@@ -128,13 +130,13 @@ def test_joining_and_splitting_are_each_others_inverse(sides: list[tuple[int, in
     noise = np.random.default_rng(0)
     parts = []
     for time, height, width in sides:
-        rows = noise.standard_normal((time * height * width, 3), np.float32)
-        grid = [[time, 2 * height, 2 * width]]
-        parts.append(
-            Embeddings.of(
-                {"video_embeds": rows, "video_grid_thw": grid, "second_per_grid_ts": [0.5]}, "video"
-            )
-        )
+        # A row more than the grid has patches, as families with an overview do; a time for each frame.
+        fields = {
+            "video_embeds": noise.standard_normal((time * height * width + 1, 3), np.float32),
+            "video_grid_thw": [[time, height, width]],
+            "timestamps": [0.5 * index for index in range(time)],
+        }
+        parts.append(Embeddings.of(fields, "video"))
     again = Embeddings.from_bytes(Embeddings.joined(parts).to_bytes()).split()
     assert len(again) == len(parts)
     for one, other in zip(again, parts, strict=True):
@@ -142,16 +144,36 @@ def test_joining_and_splitting_are_each_others_inverse(sides: list[tuple[int, in
         assert all((one[name] == other[name]).all() for name in other)
 
 
-def test_items_without_grids_are_stacked_or_refused() -> None:
-    parts = [Embeddings.of({"image_embeds": ROWS, "image_sizes": [[1, 2]]}, "image") for _ in range(3)]
-    assert Embeddings.joined(parts)["image_embeds"].shape == (3, 6, 4)
-    assert len(Embeddings.joined(parts).split()) == 3
+def test_items_without_grids_are_stacked_where_they_are_equally_large() -> None:
+    one = Embeddings.of({"image_embeds": ROWS, "image_sizes": [[1, 2]]}, "image")
+    small = Embeddings.of({"image_embeds": ROWS[:2], "image_sizes": [[3, 4]]}, "image")
+    stacked = Embeddings.joined([one, one, one])
+    assert stacked["image_embeds"].shape == (3, 6, 4) and stacked["image_sizes"].shape == (3, 2)
+    assert len(Embeddings.from_bytes(stacked.to_bytes()).split()) == 3
+    row = Embeddings.from_bytes(Embeddings.joined([one, small]).to_bytes())
+    assert row["image_embeds"].shape == (8, 4)
+    again = row.split()
+    assert [part["image_sizes"].tolist() for part in again] == [[[1, 2]], [[3, 4]]]
+    assert (again[1]["image_embeds"] == ROWS[:2].numpy()).all()
+
+
+def test_what_does_not_fit_together() -> None:
+    one = Embeddings.of({"image_embeds": ROWS}, "image")
+    for other in (
+        Embeddings.of({"image_embeds": ROWS[:, :2]}, "image"),
+        Embeddings.of({"image_embeds": ROWS.half()}, "image"),
+        Embeddings.of({"image_embeds": ROWS, "image_sizes": [[1, 2]]}, "image"),
+        Embeddings.of({"image_embeds": ROWS}, "video"),
+    ):
+        with pytest.raises(BadEmbeddingsError):
+            Embeddings.joined([one, other])
+
+
+@pytest.mark.parametrize("counts", ["{", "3", "{}", '{"image_embeds": [6]}', '{"image_embeds": [3, 4]}'])
+def test_metadata_that_contradict_the_tensors(counts: str) -> None:
+    fields = {"image_embeds": raw_tensor(ROWS, ""), "image_grid_thw": raw_tensor(GRIDS, "")}
     with pytest.raises(BadEmbeddingsError):
-        Embeddings.joined(
-            [*parts, Embeddings.of({"image_embeds": ROWS[:2], "image_sizes": [[1, 2]]}, "image")]
-        )
-    with pytest.raises(BadEmbeddingsError):
-        Embeddings.joined([parts[0], Embeddings.of({"image_embeds": ROWS}, "image")])
+        Embeddings.from_bytes(write_safetensors(fields, {"percept.counts": counts}))
 
 
 def test_files_of_both_sides(tmp_path: Path) -> None:
