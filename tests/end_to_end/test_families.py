@@ -16,6 +16,7 @@ import openai
 import pytest
 from PIL import Image
 
+from percept import AsyncClient, Embeddings, SamplingParams
 from shared.families.catalogue import Modality
 from tests.asking import frame_list_part, moving_picture, picture, user
 from tests.embedding_parts import encode, part_from
@@ -149,6 +150,29 @@ async def test_a_list_of_frames_is_a_video(served: ServedFamily) -> None:
     asked = question([Video(clip.frames, fps=1.0), "what happens?"])
     answer = await served.answer([user(frame_list_part(clip.frames), "what happens?")], TOKENS)
     await served.check(answer, asked, "a list of frames", TOKENS)
+
+
+async def test_the_client_encodes_and_sends_back(served: ServedFamily) -> None:
+    several = served.case.most_pictures is None or served.case.most_pictures >= 2
+    shown: list[Any] = [picture(51 + index, size) for index, size in enumerate(served.case.sizes)]
+    given: dict[str, list[Any]] = {"image": shown if several else shown[:1]}
+    if takes_videos(served.case):
+        clip = video(served.case, 5)
+        given["video"] = [(clip.frames, {"fps": clip.fps})]
+    (encoder,), (llm,) = served.stack.services("encoder"), served.stack.services("llm")
+    greedy = SamplingParams(temperature=0, max_tokens=TOKENS)
+    async with AsyncClient(encoder=encoder.address, llm=llm.address) as client:
+        for modality, items in given.items():
+            embeddings = await client.encode_many(items)
+            kept = Embeddings.from_bytes(Embeddings.joined(embeddings).to_bytes())
+            answers = []
+            for values in (items, embeddings, [kept]):
+                parts = [{"type": modality, modality: value} for value in values]
+                answers.append(
+                    await client.chat([{"role": "user", "content": [*parts, "what is it?"]}], greedy)
+                )
+            first, *others = (answer.outputs[0].token_ids for answer in answers)
+            assert all(other == first for other in others), modality
 
 
 async def test_nothing_is_held_afterwards(served: ServedFamily) -> None:
