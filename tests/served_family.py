@@ -23,8 +23,9 @@ from protos.llm.v1.llm_service_pb2_grpc import LlmServiceStub
 from shared.checkpoint import read_checkpoint
 from shared.families import load_family
 from shared.families.base import MediaInfo, VideoClip, WritesItems
-from tests.asking import template_messages, user, video_part
+from tests.asking import picture, template_messages, user, video_part
 from tests.families.case import FamilyCase
+from tests.laying_out import Layouter
 from tests.oracle import Oracle, OracleAnswer, Video
 from tests.stack import UpStack
 
@@ -72,9 +73,25 @@ class ServedFamily:
         self.stack = UpStack(
             folder,
             *("--served-model-name", "tiny", "--workers", "1"),
-            *("--max-num-batched-tokens", str(case.step_size), "--block-size", str(BLOCK)),
+            *("--max-num-batched-tokens", str(self._step_size()), "--block-size", str(BLOCK)),
             *("--kv-cache-gib", "0.03"),
         )
+
+    def _step_size(self) -> int:
+        """Most tokens of a step; see `FamilyCase.chunk`."""
+        front, preprocessor = Layouter(self.folder), load_family(read_checkpoint(self.folder)).preprocessor()
+        placeholder = front.layout.placeholder_text("image")
+        infos = [preprocessor.preprocess_image(picture(0, size), {}).info for size in self.case.sizes]
+        layouts = [front.lay_out(placeholder, [info]).spans for info in infos]
+        assert {span.splittable for spans in layouts for span in spans} == {self.case.spans_may_be_cut}
+        longest = [max(span.length for span in spans) for spans in layouts]
+        if self.case.spans_may_be_cut:
+            size = self.case.chunk or min(8, min(longest) - 1)
+            assert 0 < size < min(longest), f"steps of {size} tokens cut no span of {longest} rows"
+        else:
+            size = self.case.chunk or max(24, *longest)
+            assert size >= max(longest), f"steps of {size} tokens would cut spans of {longest} rows"
+        return size
 
     def close(self) -> None:
         """Stops the services."""

@@ -62,8 +62,8 @@ class FamilyCase:
         video_size: width and height of frames. Choose it so that the family's video
             processor does not have to resize: then both sides see the same pixels.
         video_frames: number of frames.
-        chunk: most tokens of a step in the end-to-end test. None: 8, smaller than a picture's
-            span, so that every span is cut; 64 where none may be: no smaller than any span.
+        chunk: most tokens of a step in the end-to-end test. None: smaller than every picture's
+            longest span, so that all are cut; no smaller than any where none may be cut.
         other_names: functions from a tensor's name in the file to its name in another layout
             that is in the wild: older or newer transformers, the original authors' files.
         oracle: how transformers is asked.
@@ -89,11 +89,6 @@ class FamilyCase:
         found = facts_of(self.model_type)
         assert found is not None, f"shared/families/catalogue.py has no {self.model_type}"
         return found
-
-    @property
-    def step_size(self) -> int:
-        """Most tokens of a step in the end-to-end test."""
-        return self.chunk or (8 if self.spans_may_be_cut else 64)
 
     @property
     def module(self) -> str:
