@@ -175,10 +175,10 @@ class ServedFamily:
         layout = family.prompt_layout()
         token_ids = list(rendered.token_ids)
         if isinstance(layout, WritesItems) and infos:
+            placeholders = placeholder_ids(self._tokenizer, layout, family.modalities)
             # The text is the service's own where its tokens spell the oracle's.
             text = expected.text
             same = token_ids == self._tokenizer.encode(text)
-            placeholders = placeholder_ids(self._tokenizer, layout, family.modalities)
             writer = ItemWriter(self._tokenizer, layout, placeholders)
             token_ids = writer.written(token_ids, [text] if same else None, infos)
         return layout.expand(token_ids, infos).token_ids

@@ -10,12 +10,15 @@ from tests.families.parts.pixels import HALF
 from tests.families.parts.saving import save_checkpoint
 from tests.tiny_tokenizers import build_llama_tokenizer
 
+VIDEO_TEMPLATE = TEMPLATE.replace("<|begin_of_text|>", "<|im_start|>")
+"""As the hub's: transformers' processor takes it for conversations with videos whatever the file says."""
+
 
 def build(folder: Path, *, seed: int = 0, shard_size: str = "5GB") -> Path:
     """Writes the checkpoint."""
     from transformers import SmolVLMConfig
 
-    tokenizer = build_llama_tokenizer(more=MARKS)
+    tokenizer = build_llama_tokenizer(more=(*MARKS, "<|im_start|>"))
     config = SmolVLMConfig(**common_config(tokenizer, "smolvlm_vision"))
     files = {
         "preprocessor_config.json": image_processor("SmolVLM"),
@@ -31,7 +34,7 @@ def build(folder: Path, *, seed: int = 0, shard_size: str = "5GB") -> Path:
         },
         "processor_config.json": {"processor_class": "SmolVLMProcessor", "image_seq_len": 4},
     }
-    return save_checkpoint(folder, config, tokenizer, TEMPLATE, files, seed=seed, shard_size=shard_size)
+    return save_checkpoint(folder, config, tokenizer, VIDEO_TEMPLATE, files, seed=seed, shard_size=shard_size)
 
 
 CASE = FamilyCase("smolvlm", build, encoder_names=("model.vision_model.", "model.connector."))
