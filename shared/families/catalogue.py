@@ -240,6 +240,7 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
             "video": EmbeddingFields(("video_embeds", "timestamps", "duration")),
         },
         settings=("size", "do_image_splitting"),
+        video_settings=(),
         notes="Large pictures in tiles; the times of frames are in the prompt.",
     ),
 )

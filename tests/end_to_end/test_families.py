@@ -53,7 +53,8 @@ def questions_for(case: FamilyCase) -> dict[str, Question]:
     }
     if takes_videos(case):
         asked["a video"] = question([video(case, 1), "what happens?"])
-        asked["a video and a picture"] = question(["first", picture(11, tall), video(case, 2), "compare"])
+        if case.mixes_modalities:
+            asked["a video and a picture"] = question(["first", picture(11, tall), video(case, 2), "compare"])
     most = case.most_pictures
     return {name: one for name, one in asked.items() if most is None or len(one.media) <= most}
 

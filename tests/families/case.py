@@ -58,6 +58,7 @@ class FamilyCase:
         sizes: width and height of two kinds of pictures, of two aspect ratios.
         most_pictures: most pictures in one prompt; None: any number.
         spans_may_be_cut: a prefill chunk may end inside a span.
+        mixes_modalities: transformers takes pictures and videos in one prompt.
         shares_prefixes: a repeated prompt finds its blocks in the prefix cache.
         video_size: width and height of frames. Choose it so that the family's video
             processor does not have to resize: then both sides see the same pixels.
@@ -76,6 +77,7 @@ class FamilyCase:
     sizes: tuple[tuple[int, int], tuple[int, int]] = ((112, 84), (60, 140))
     most_pictures: int | None = None
     spans_may_be_cut: bool = True
+    mixes_modalities: bool = True
     shares_prefixes: bool = True
     video_size: tuple[int, int] = (112, 84)
     video_frames: int = 4

@@ -37,4 +37,10 @@ def build(folder: Path, *, seed: int = 0, shard_size: str = "5GB") -> Path:
     return save_checkpoint(folder, config, tokenizer, VIDEO_TEMPLATE, files, seed=seed, shard_size=shard_size)
 
 
-CASE = FamilyCase("smolvlm", build, encoder_names=("model.vision_model.", "model.connector."))
+CASE = FamilyCase(
+    "smolvlm",
+    build,
+    encoder_names=("model.vision_model.", "model.connector."),
+    # Its processor writes the pixels of both under one name.
+    mixes_modalities=False,
+)
