@@ -1,4 +1,4 @@
-"""GLM-4.1V and GLM-4.5V's dense sibling: a tower and a prompt of its own, the rest as in Qwen3-VL.
+"""GLM-4.1V: a tower and a prompt of its own, the rest as in Qwen3-VL.
 
 Knows both halves of the family, each made apart. Does not know who runs them.
 """

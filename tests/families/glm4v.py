@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.families.case import FamilyCase
+from tests.families.case import FamilyCase, OracleOverrides
 from tests.families.parts.pixels import CLIP_MEAN, CLIP_STD
 from tests.families.parts.saving import save_checkpoint
 from tests.families.parts.text import HIDDEN_SIZE, text_config
@@ -94,4 +96,54 @@ def _processor_files() -> dict[str, dict[str, Any]]:
     }
 
 
-CASE = FamilyCase("glm4v", build, encoder_names=("model.visual.",))
+def make_inputs(
+    processor: Any,
+    text: str,
+    pictures: Sequence[Any],
+    videos: Sequence[tuple[Any, Any]],
+    arguments: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    """The processor's inputs; with pictures and videos together, all as pictures.
+
+    Groups of frames have the tokens of pictures, so that transformers counts those of
+    both kinds together and refuses the prompt. What it computes for a group is what it
+    computes for a picture.
+    """
+    given: dict[str, Any] = {"text": [text], "return_tensors": "pt", **arguments}
+    if pictures:
+        given["images"] = list(pictures)
+    if videos:
+        frames, metadata = zip(*videos, strict=True)
+        given |= {"videos": list(frames), "video_metadata": list(metadata), "do_sample_frames": False}
+    inputs = dict(processor(**given))
+    return _as_pictures(inputs) if pictures and videos else inputs
+
+
+def _as_pictures(inputs: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    kinds = inputs["mm_token_type_ids"][0].tolist()
+    runs = [kind for kind, _ in itertools.groupby(kinds) if kind]
+    pictures = iter(_patches(inputs["pixel_values"], inputs.pop("image_grid_thw").tolist()))
+    grids = [[1, *sides] for time, *sides in inputs.pop("video_grid_thw").tolist() for _ in range(time)]
+    groups = iter(_patches(inputs.pop("pixel_values_videos"), grids))
+    taken = [next(pictures if kind == 1 else groups) for kind in runs]
+    return inputs | {
+        "pixel_values": torch.cat([patches for patches, _ in taken]),
+        "image_grid_thw": torch.tensor([grid for _, grid in taken]),
+        "mm_token_type_ids": inputs["mm_token_type_ids"].clamp(max=1),
+    }
+
+
+def _patches(pixels: Any, grids: list[list[int]]) -> list[tuple[Any, list[int]]]:
+    """The patches of each grid, and the grid."""
+    counts = [time * height * width for time, height, width in grids]
+    return list(zip(pixels.split(counts), grids, strict=True))
+
+
+CASE = FamilyCase(
+    "glm4v",
+    build,
+    encoder_names=("model.visual.",),
+    oracle=OracleOverrides(make_inputs=make_inputs),
+)

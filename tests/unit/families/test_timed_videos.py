@@ -14,6 +14,8 @@ from PIL import Image
 from shared.errors import BadEmbeddingsError, InvalidRequestError
 from shared.families.base import Family, Grid, MediaInfo, RawTensor, VideoClip
 from shared.families.pixel_bounds import PixelBounds
+from shared.kernels.build import built_library
+from shared.kernels.library import Library
 from tests.families import all_cases
 from tests.laying_out import Layouter
 from tests.oracle import Oracle, Video
@@ -98,6 +100,24 @@ def test_parts_give_the_rows_of_the_whole(
     ]
     assert len(tower.split(mixed[0])) > 3
     parts_and_whole(tower, mixed)
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_kernels_give_torchs_rows(
+    variant: str, family: GetFamily, pictures: list[Image.Image], needs_compiler: None
+) -> None:
+    preprocessor = family(variant).preprocessor()
+    plain, tower = (family(variant).tower(CPU, torch.float32) for _ in range(2))
+    assert tower.use_kernels(Library(built_library()).make_team(2))
+    mixed = [
+        preprocessor.preprocess_image(pictures[2], {}),
+        preprocessor.preprocess_video(clip_of(video(9, (112, 140), seed=1)), {}),
+    ]
+    for expected, made in zip(plain.encode(mixed), tower.encode(mixed), strict=True):
+        assert expected.keys() == made.keys()
+        for name, rows in made.items():
+            # Other orders of summation, over three layers and a merger.
+            torch.testing.assert_close(rows, expected[name], atol=3 * TOLERANCE, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
