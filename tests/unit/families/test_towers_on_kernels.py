@@ -21,14 +21,23 @@ from shared.kernels.library import Library, Team
 from tests.unit.families.conftest import VARIANTS, Build
 
 CPU = torch.device("cpu")
-TOLERANCE = 2e-5
+# To double precision; torch's own float32 is up to 7e-5 away from it on these weights.
+TOLERANCE = 5e-5
 # The tower of the one left out is llava's.
 TOWERS = [
     *(name for name in VARIANTS if name != "llava_mistral"),
     "llava_pixtral",
+    "deepseek_vl",
+    "deepseek_vl_hybrid",
+    "gemma3",
+    "glm4v",
+    "idefics3",
     "internvl",
     "llava_onevision",
     "mistral3",
+    "qwen3_5",
+    "qwen3_vl",
+    "smolvlm",
 ]
 GetFamily = Callable[[str], Family]
 
@@ -55,8 +64,8 @@ def test_growing_and_shrinking_batches(
     """Pictures of different sizes, more of them and fewer: earlier batches leave nothing behind."""
     preprocessor = family(variant).preprocessor()
     features = [preprocessor.preprocess_image(picture, {}) for picture in pictures]
-    tower, reference = on_kernels(family(variant), team), family(variant).tower(CPU, torch.float32)
-    expected = [rows_of(reference, [each])[0] for each in features]
+    tower, reference = on_kernels(family(variant), team), family(variant).tower(CPU, torch.float64)
+    expected = [rows_of(reference, [each])[0].float() for each in features]
     for chosen in ([0], [1, 0], [3, 1, 2, 0, 3], [2], [0, 3], [1, 1, 1, 2, 2, 3, 3, 0], [0], [3]):
         rows = rows_of(tower, [features[index] for index in chosen])
         for got, index in zip(rows, chosen, strict=True):
@@ -108,9 +117,9 @@ def test_weights_are_held_once(variant: str, family: GetFamily, team: Team) -> N
 
 
 def _in_block(name: str) -> bool:
-    return any(
-        part in name for part in ("blocks.", "encoder.layers.", "encoder.layer.", "transformer.layers.")
-    )
+    """Of the blocks that are moved: the large one of DeepSeek's two towers stays with torch."""
+    kinds = ("blocks.", "encoder.layers.", "encoder.layer.", "transformer.layers.")
+    return not name.startswith("large.") and any(part in name for part in kinds)
 
 
 ODD: list[tuple[str, dict[str, Any], str]] = [
