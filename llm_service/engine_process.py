@@ -56,12 +56,14 @@ class LoadedRunner(Runner, Protocol):
         context_length: positions that the checkpoint was configured for.
         max_held: most sequences that may hold blocks at a time; None: any number.
         shares_prefixes: sequences may share blocks of equal content.
+        switch_length: tokens beyond which a sequence must be computed anew, or None.
     """
 
     block_count: int
     context_length: int
     max_held: int | None
     shares_prefixes: bool
+    switch_length: int | None
 
     def warm_up(self) -> None:
         """Runs the slow first steps before anybody waits for them."""
@@ -122,6 +124,7 @@ class EngineProcess:
             max_held=runner.max_held,
             enable_prefix_caching=settings.enable_prefix_caching and runner.shares_prefixes,
             rests_for_encoders=settings.shared_cores is not None,
+            switch_length=runner.switch_length,
         )
 
     def _receive(self, engine: Engine) -> bool:

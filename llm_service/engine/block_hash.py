@@ -4,7 +4,8 @@ A block's keys and values follow from all tokens up to its end and from the
 media among them. Placeholder ids say nothing about the picture, so the keys of
 the items that overlap the block, and where their rows fall in it, are hashed
 with the tokens; the parent's hash stands for all that lies before, and before the
-first block for the variant of the weights.
+first block for the variant of the weights and for the way of computing that follows
+from a sequence's length.
 
 Positions are left out, as they follow from tokens and media. Knows nothing of
 which blocks exist.
@@ -29,9 +30,15 @@ def hashes_of(sequence: Sequence, block_count: int, block_size: int) -> list[byt
     assert block_count * block_size <= len(sequence.token_ids), "a block that is not full has no hash"
     while len(hashes) < block_count:
         start = len(hashes) * block_size
-        parent = hashes[-1] if hashes else hashlib.sha256(sequence.variant.encode()).digest()
+        parent = hashes[-1] if hashes else _beginning(sequence)
         hashes.append(_hash_block(parent, sequence, start, start + block_size))
     return hashes[:block_count]
+
+
+def _beginning(sequence: Sequence) -> bytes:
+    # No variant's name holds a zero byte.
+    way = b"\0switched" if sequence.switched else b""
+    return hashlib.sha256(sequence.variant.encode() + way).digest()
 
 
 def _hash_block(parent: bytes, sequence: Sequence, start: int, end: int) -> bytes:

@@ -78,6 +78,7 @@ class Engine:
         max_held: int | None = None,
         enable_prefix_caching: bool = True,
         rests_for_encoders: bool = False,
+        switch_length: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
@@ -94,6 +95,7 @@ class Engine:
             max_held=max_held,
         )
         self._max_chunk = max_num_batched_tokens
+        self._switch_length = switch_length
         self.max_model_len = min(max_model_len, block_count * block_size)
         self._counters = Counters()
         self._failed_step_count = 0
@@ -162,7 +164,7 @@ class Engine:
         try:
             if message.sequence_id in self._scheduler:
                 raise ValueError("the sequence is there already")
-            sequence = Sequence(message)
+            sequence = Sequence(message, self._switch_length)
         except ValueError as error:
             logger.error("sequence %d is malformed: %s", message.sequence_id, error)
             self._outbox.append(SequenceFailed(message.sequence_id, str(error)))

@@ -15,6 +15,9 @@ Who goes first, and why nobody starves:
   of those younger than who asks. A stalled one yields to younger ones only
   `MAX_YIELDS` times. So the oldest that can go on always does.
 
+A sequence that grows past a length beyond which the model computes in another way
+gives its blocks back and is computed again.
+
 Knows sequences and the pool. Does not know the model, the clock or the front.
 """
 
@@ -120,6 +123,7 @@ class Scheduler:
         self._running: dict[int, Sequence] = {}
         self._waiting: list[Sequence] = []
         self._sequences: dict[int, Sequence] = {}
+        self._grown: list[Sequence] = []
         self.needs = RowNeeds(rows)
         self.preemption_count = 0
         self.prefix_query_count = 0
@@ -169,6 +173,7 @@ class Scheduler:
 
     def schedule(self) -> ScheduledBatch:
         """Decides a step. An empty batch means that every sequence waits for rows."""
+        self._switch_grown()
         step = _Step(self._max_num_batched_tokens, self._max_num_seqs)
         preemptions = self.preemption_count
         for sequence in sorted(self._running.values(), key=_precedence):
@@ -195,7 +200,10 @@ class Scheduler:
             self._register(sequence, item.start)
             self.needs.note_used(sequence, sequence.computed_count)
         for token in tokens:
-            self._sequences[token.sequence_id].token_ids.append(token.token_id)
+            sequence = self._sequences[token.sequence_id]
+            sequence.token_ids.append(token.token_id)
+            if sequence.must_switch:
+                self._grown.append(sequence)
 
     def check_integrity(self) -> None:
         """Asserts that blocks are held by the running sequences and by nobody else."""
@@ -253,14 +261,27 @@ class Scheduler:
         """Takes a sequence's blocks; it waits again and will be recomputed."""
         step.drop(victim)
         del self._running[victim.sequence_id]
-        self._preempted.append(victim.sequence_id)
-        self._release(victim)
-        victim.computed_count = 0
-        victim.held_up = False
         victim.yield_count += victim.age < asker.age
-        self.needs.start_again(victim)
         self.preemption_count += 1
-        self._wait(victim)
+        self._start_again(victim)
+
+    def _switch_grown(self) -> None:
+        """Has sequences that became too long for what is in their blocks computed again."""
+        grown, self._grown = self._grown, []
+        for sequence in grown:
+            # Others have ended with that token.
+            if self._running.pop(sequence.sequence_id, None) is not None:
+                sequence.switch()
+                self._start_again(sequence)
+
+    def _start_again(self, sequence: Sequence) -> None:
+        """Lets a sequence wait for blocks, to be computed from its first token."""
+        self._preempted.append(sequence.sequence_id)
+        self._release(sequence)
+        sequence.computed_count = 0
+        sequence.held_up = False
+        self.needs.start_again(sequence)
+        self._wait(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         self._blocks.release(sequence.block_table)

@@ -28,6 +28,8 @@ class Sequence:
         positions: int64 (axes, prompt_length) rotary positions of the prompt.
         next_position: position of the first generated token, on every axis.
         variant: which set of weights computes it, "" for the plain one.
+        switched: it is computed as the model computes sequences that have passed its
+            `switch_length`; see `ChoosesByRow`.
         computed_count: leading tokens whose keys and values are in the blocks.
         block_table: block ids, the first for tokens 0 to block size - 1.
         block_hashes: content hashes of the leading full blocks, as far as
@@ -44,7 +46,7 @@ class Sequence:
         scheduled_at: when its first step began, in monotonic seconds, or None before.
     """
 
-    def __init__(self, message: AddSequence) -> None:
+    def __init__(self, message: AddSequence, switch_length: int | None = None) -> None:
         self.sequence_id = message.sequence_id
         self.arrival = message.arrival
         self.token_ids: list[int] = np.frombuffer(message.token_ids, dtype="<i4").tolist()
@@ -52,6 +54,7 @@ class Sequence:
         self.positions = _read_positions(message, self.prompt_length)
         self.next_position = message.next_position
         self.variant = message.variant
+        self.switched = False
         self.spans: list[SpanMessage] = message.spans
         self.sampling: SamplingSettings = message.sampling
         self.stopping: StoppingSettings = message.stopping
@@ -67,9 +70,12 @@ class Sequence:
         self.asked: set[str] = set()
         self.scheduled_at: float | None = None
 
+        self._switch_length = switch_length
         self._stop_token_ids = frozenset(self.stopping.stop_token_ids)
         self._media_end = self.spans[-1].start + self.spans[-1].length if self.spans else 0
         self.unused: dict[str, int] = self.next_spans(0)
+        if self.must_switch:
+            self.switch()
 
     @property
     def age(self) -> tuple[float, int]:
@@ -87,6 +93,21 @@ class Sequence:
         if self.output_count < self.stopping.min_token_count:
             return self.stopping.stop_token_ids
         return []
+
+    @property
+    def must_switch(self) -> bool:
+        """Whether it has passed the model's `switch_length` and is not computed accordingly."""
+        return (
+            self._switch_length is not None
+            and not self.switched
+            and len(self.token_ids) > self._switch_length
+        )
+
+    def switch(self) -> None:
+        """Goes over to the computation of long sequences. What was computed does not hold any more."""
+        self.switched = True
+        self.computed_count = 0
+        self.block_hashes = []
 
     def positions_of(self, start: int, count: int) -> npt.NDArray[np.int64]:
         """Rotary positions of tokens `start` to `start + count - 1`: int64 (axes, count)."""

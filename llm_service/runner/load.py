@@ -24,6 +24,7 @@ from llm_service.runner.kv_cache import KvCache
 from llm_service.runner.kv_size import count_blocks
 from llm_service.runner.model_runner import ModelRunner
 from llm_service.runner.rehearsal import largest_block_count, run_largest
+from llm_service.runner.row_runs import a_variant
 from shared.checkpoint import configured_dtype, find_checkpoint
 from shared.errors import InvalidRequestError
 from shared.families import load_family
@@ -102,7 +103,7 @@ class _RunnerMaker:
     def _profile(self) -> int:
         """Runs the largest step; returns the bytes of the device that recordings keep beside it."""
         runner = self._make(largest_block_count(self._settings))
-        run_largest(runner, self._settings, self._axes)
+        run_largest(runner, self._settings, self._axes, a_variant(self._model))
         if not self.captures:
             return 0
         torch.cuda.empty_cache()

@@ -22,6 +22,7 @@ from llm_service.runner.extra_rows import ExtraRows
 from llm_service.runner.inputs import InputBuffers, StepInputs
 from llm_service.runner.kv_cache import KvCache
 from llm_service.runner.rehearsal import run_smallest
+from llm_service.runner.row_runs import are_plain, row_runs, switch_length
 from llm_service.runner.sampling.sampler import Sampler, is_plain, sampled_tokens
 from llm_service.runner.sequence_states import SequenceStates
 from shared.families.base import LanguageModel
@@ -35,6 +36,8 @@ class ModelRunner:
         context_length: positions that the checkpoint was configured for.
         max_held: most sequences that may hold blocks at a time; None: any number.
         shares_prefixes: sequences may share blocks of equal content.
+        switch_length: tokens beyond which a sequence must be computed anew, or None;
+            see `ChoosesByRow`.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class ModelRunner:
         self._sampler = Sampler()
         self.block_count = cache.block_count
         self.context_length = context_length
+        self.switch_length = switch_length(model)
         dtype, device = cache.keys[0].dtype, cache.keys[0].device
         longest = settings.max_model_len or context_length
         self._max_blocks = -(-longest // cache.block_size)
@@ -86,7 +90,7 @@ class ModelRunner:
         self._states.drop(batch.preempted)
         if not batch.items:
             return []
-        if self._graphs is not None and only_decodes(batch.items):
+        if self._graphs is not None and only_decodes(batch.items) and are_plain(batch.items):
             return self._replay(self._graphs, batch.items)
         step = self._buffers.fill(batch)
         hidden = self._forward(step, rows)
@@ -145,4 +149,6 @@ class ModelRunner:
         plan = self._backend.plan(self._cache, step.shape)
         context = AttentionContext(self._cache, step.shape.slots, plan, step.shape)
         states = self._states.begin(step.items, step.shape.decode_count)
-        return self._model.forward(embeds, step.positions, **{CONTEXT_KEYWORD: context}, **extras, **states)
+        runs = row_runs(self._model, step.items, step.rows)
+        more = {**extras, **states, **runs}
+        return self._model.forward(embeds, step.positions, **{CONTEXT_KEYWORD: context}, **more)

@@ -40,11 +40,11 @@ def run_smallest(runner: Runner, settings: EngineSettings, axes: int) -> None:
     runner.forget(sequence.sequence_id)
 
 
-def run_largest(runner: Runner, settings: EngineSettings, axes: int) -> None:
+def run_largest(runner: Runner, settings: EngineSettings, axes: int, variant: str = "") -> None:
     """Runs as many tokens and as many sequences as a step may have, all in the same blocks."""
     count = min(settings.max_num_seqs, settings.max_num_batched_tokens)
     length = settings.max_num_batched_tokens // count
-    sequences = [_made_up(index, length, axes, settings.block_size) for index in range(count)]
+    sequences = [_made_up(index, length, axes, settings.block_size, variant) for index in range(count)]
     items = [ScheduledSequence(sequence, 0, length, True) for sequence in sequences]
     runner.run(ScheduledBatch(items), NoRows())
     for sequence in sequences:
@@ -56,7 +56,7 @@ def largest_block_count(settings: EngineSettings) -> int:
     return -(-settings.max_num_batched_tokens // settings.block_size)
 
 
-def _made_up(index: int, length: int, axes: int, block_size: int) -> Sequence:
+def _made_up(index: int, length: int, axes: int, block_size: int, variant: str = "") -> Sequence:
     """A prompt of token 0 in blocks 0 and on."""
     positions = np.broadcast_to(np.arange(length, dtype="<i4"), (axes, length))
     message = AddSequence(
@@ -69,6 +69,7 @@ def _made_up(index: int, length: int, axes: int, block_size: int) -> Sequence:
         sampling=SamplingSettings(),
         stopping=StoppingSettings(max_token_count=1),
         arrival=0.0,
+        variant=variant,
     )
     sequence = Sequence(message)
     sequence.block_table.extend(range(-(-length // block_size)))

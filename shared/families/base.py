@@ -305,6 +305,39 @@ class LanguageModel(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class RowRun:
+    """Rows of a step that follow each other and belong to one sequence.
+
+    Attributes:
+        first: the first of them in the flattened batch.
+        count: how many there are.
+        variant: which set of weights computes them; see `ExpandedPrompt`.
+        switched: the sequence has passed the model's `switch_length`.
+    """
+
+    first: int
+    count: int
+    variant: str
+    switched: bool
+
+
+@runtime_checkable
+class ChoosesByRow(LanguageModel, Protocol):
+    """A `LanguageModel` that computes the rows of one step in different ways.
+
+    Its `forward` takes `runs` too: a tuple of `RowRun`, in order, that covers the step's
+    rows. Without it every row is of the variant "" and none is switched.
+    """
+
+    variants: frozenset[str]
+    """Sets of weights beside the plain one, which is ""."""
+
+    switch_length: int | None
+    """A sequence of more tokens is computed in another way from its first token on: keys and
+    values from before it grew so long do not hold any more. None where there is no such length."""
+
+
 class Family(Protocol):
     """One model family for one checkpoint folder: a factory of its parts.
 

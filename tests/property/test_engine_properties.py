@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from random import Random
 from typing import Any
@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from llm_service.engine.messages import StoppingSettings
 from tests.property.toy_front import ITEM_ROWS, ToyFront, make_prompt
-from tests.property.toy_model import Prompt, reference_tokens
+from tests.property.toy_model import VARIANTS, Prompt, reference_tokens
 
 KEYS = list(ITEM_ROWS)
 
@@ -33,9 +33,16 @@ class Rules:
 
     axes: int
     unsplittable: frozenset[str]
+    variant: str = ""
 
     def lay_out(self, draft: Draft) -> Prompt:
-        return make_prompt(draft.parts, draft.stopping, axes=self.axes, unsplittable=self.unsplittable)
+        return make_prompt(
+            draft.parts,
+            draft.stopping,
+            axes=self.axes,
+            unsplittable=self.unsplittable,
+            variant=self.variant,
+        )
 
 
 stoppings = st.builds(
@@ -60,6 +67,7 @@ shapes = st.fixed_dictionaries(
         "max_num_batched_tokens": st.sampled_from([9, 12, 40]),
         "enable_prefix_caching": st.booleans(),
         "max_held": st.one_of(st.none(), st.integers(4, 6)),
+        "switch_length": st.sampled_from([None, None, 7, 12, 18]),
     }
 )
 
@@ -76,9 +84,9 @@ class EngineMachine(RuleBasedStateMachine):
         self.front = ToyFront(**shape)
         self.model = rules
 
-    @rule(draft=drafts, arrival=st.integers(0, 10))
-    def add(self, draft: Draft, arrival: int) -> None:
-        self.front.add(self.model.lay_out(draft), arrival=arrival)
+    @rule(draft=drafts, arrival=st.integers(0, 10), variant=st.sampled_from(VARIANTS))
+    def add(self, draft: Draft, arrival: int, variant: str) -> None:
+        self.front.add(replace(self.model, variant=variant).lay_out(draft), arrival=arrival)
 
     @rule(draft=drafts, count=st.integers(2, 4))
     def add_equal_ones(self, draft: Draft, count: int) -> None:
@@ -164,6 +172,31 @@ def test_preempted_equals_unpreempted(added: list[Draft], rules: Rules) -> None:
     roomy = ToyFront(block_count=400, max_num_seqs=6, max_num_batched_tokens=64)
     assert answers_of(tight, prompts) == answers_of(roomy, prompts)
     assert roomy.engine.status().preemption_count == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(added=st.lists(drafts, min_size=1, max_size=4), rules=rules, length=st.integers(1, 40))
+def test_a_sequence_is_computed_again_where_it_passes_the_switch(
+    added: list[Draft], rules: Rules, length: int
+) -> None:
+    """Asked twice, so that the second time finds the blocks of both ways of computing."""
+    prompts = [rules.lay_out(draft) for draft in added]
+    front = ToyFront(block_count=100, block_size=2, switch_length=length)
+    expected = [reference_tokens(prompt, 200, length) for prompt in prompts]
+    assert answers_of(front, prompts) == expected
+    assert answers_of(front, prompts) == expected
+    assert front.engine.status().preemption_count == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(draft=drafts, rules=rules, block_size=st.sampled_from([1, 2, 4]))
+def test_variants_share_no_blocks(draft: Draft, rules: Rules, block_size: int) -> None:
+    front = ToyFront(block_count=200, block_size=block_size)
+    for variant in VARIANTS:
+        prompt = replace(rules, variant=variant).lay_out(draft)
+        assert answers_of(front, [prompt]) == [reference_tokens(prompt, 200)]
+        first = front.answers[max(front.answers)].reports[0].first
+        assert first is not None and first.cached_token_count == 0
 
 
 @settings(max_examples=40, deadline=None)

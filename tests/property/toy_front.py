@@ -61,6 +61,7 @@ def make_prompt(
     *,
     axes: int = 1,
     unsplittable: Collection[str] = (),
+    variant: str = "",
 ) -> Prompt:
     """Lays out a prompt of token ids and item keys, with positions that jump after an item."""
     token_ids: list[int] = []
@@ -80,7 +81,7 @@ def make_prompt(
         next_position += count
     rows = {span.key: item_rows(span.key) for span in spans}
     positions = np.array(columns, dtype=np.int64).T
-    return Prompt(token_ids, positions, next_position, spans, rows, stopping)
+    return Prompt(token_ids, positions, next_position, spans, rows, stopping, variant)
 
 
 @dataclass
@@ -113,6 +114,7 @@ class ToyFront:
         max_held: int | None = None,
         enable_prefix_caching: bool = True,
         rests_for_encoders: bool = False,
+        switch_length: int | None = None,
     ) -> None:
         self.arena = Arena()
         self.runner = ToyRunner(block_count, block_size, max_num_seqs, max_num_batched_tokens, max_held)
@@ -127,7 +129,9 @@ class ToyFront:
             max_held=max_held,
             enable_prefix_caching=enable_prefix_caching,
             rests_for_encoders=rests_for_encoders,
+            switch_length=switch_length,
         )
+        self._switch_length = switch_length
         self.answers: dict[int, Answer] = {}
         self.ready: dict[str, int] = {}
         self.wanted: dict[str, list[int]] = {}
@@ -150,6 +154,7 @@ class ToyFront:
             sampling=SamplingSettings(),
             stopping=prompt.stopping,
             arrival=float(sequence_id) if arrival is None else arrival,
+            variant=prompt.variant,
         )
         self.engine.receive(message)
         self._collect()
@@ -232,7 +237,7 @@ class ToyFront:
         for sequence_id, answer in self.answers.items():
             if answer.refused or answer.failed:
                 continue
-            expected = reference_tokens(answer.prompt, self.engine.max_model_len)
+            expected = reference_tokens(answer.prompt, self.engine.max_model_len, self._switch_length)
             if answer.cancelled:
                 expected = expected[: len(answer.token_ids)]
             assert answer.token_ids == expected, f"sequence {sequence_id}: {answer.token_ids} for {expected}"

@@ -6,7 +6,8 @@ computed from other rows gives other tokens. The reference computes the same
 function without blocks, chunks or caches.
 
 Tokens of an unsplittable span see the whole span, as in models with
-bidirectional media attention.
+bidirectional media attention. A prompt's variant and a length that the sequence has
+passed go into every slot, as adapters and switched frequencies do.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from llm_service.engine.sequence import Sequence
 
 VOCABULARY_SIZE = 11
 PLACEHOLDER_ID = 10
+VARIANTS = ("", "other")
 
 Words = npt.NDArray[np.uint64]
 
@@ -56,8 +58,9 @@ def visible_end(index: int, spans: Run[SpanMessage]) -> int:
     return index + 1
 
 
-def first_layer(inputs: Words, positions: npt.NDArray[np.int64]) -> Words:
-    return mix(inputs, *(words(axis) for axis in positions))
+def first_layer(inputs: Words, positions: npt.NDArray[np.int64], variant: str, switched: bool) -> Words:
+    way = words([2 * VARIANTS.index(variant) + switched])
+    return mix(inputs, way, *(words(axis) for axis in positions))
 
 
 def choose(second: Words, masked: Run[int]) -> int:
@@ -78,19 +81,21 @@ class Prompt:
     spans: list[SpanMessage]
     rows: dict[str, Words]
     stopping: StoppingSettings
+    variant: str = ""
 
     def __repr__(self) -> str:
         spans = [(span.key[0], span.start, span.splittable) for span in self.spans]
         return f"Prompt({self.token_ids}, spans={spans}, {len(self.positions)} axes, {self.stopping})"
 
 
-def reference_tokens(prompt: Prompt, max_model_len: int) -> list[int]:
+def reference_tokens(prompt: Prompt, max_model_len: int, switch_length: int | None = None) -> list[int]:
     """Generates token by token, each time from the whole context."""
     token_ids = list(prompt.token_ids)
     length = len(token_ids)
     while True:
         positions = np.concatenate([prompt.positions, _continued(prompt, len(token_ids) - length)], axis=1)
-        first = first_layer(_inputs(prompt, token_ids), positions)
+        switched = switch_length is not None and len(token_ids) > switch_length
+        first = first_layer(_inputs(prompt, token_ids), positions, prompt.variant, switched)
         second = np.array(
             [mix(first[i], total(first[: visible_end(i, prompt.spans)])) for i in range(len(first))],
             dtype=np.uint64,
@@ -186,7 +191,8 @@ class ToyRunner:
         slots = self._slots_of(sequence, item.start, end)
         if layer == 0:
             inputs = self._read_inputs(item, rows)
-            self._slots[0, slots] = first_layer(inputs, sequence.positions_of(item.start, item.count))
+            positions = sequence.positions_of(item.start, item.count)
+            self._slots[0, slots] = first_layer(inputs, positions, sequence.variant, sequence.switched)
             return
         for index, slot in zip(range(item.start, end), slots, strict=True):
             seen = self._slots_of(sequence, 0, visible_end(index, sequence.spans))

@@ -121,7 +121,8 @@ class Driver:
                 stopping=stopping or StoppingSettings(max_token_count=1000),
                 arrival=float(self.count),
                 variant=prompt.variant,
-            )
+            ),
+            self.runner.switch_length,
         )
 
     def step(self, parts: Items[tuple[Sequence, int]]) -> list[SampledToken]:
@@ -133,7 +134,10 @@ class Driver:
             item.sequence.computed_count += item.count
         for token in tokens:
             if token.failure is None:
-                by_id[token.sequence_id].token_ids.append(token.token_id)
+                sequence = by_id[token.sequence_id]
+                sequence.token_ids.append(token.token_id)
+                if sequence.must_switch:
+                    sequence.switch()
         return tokens
 
     def generate(self, sequences: Items[Sequence], count: int, chunk: int = 1000) -> list[list[int]]:
