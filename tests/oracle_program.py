@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,10 @@ class Loaded:
 
             automatic = getattr(transformers, self.overrides.auto_class)
             model, loading = automatic.from_pretrained(
-                self.folder, dtype=torch.float32, output_loading_info=True
+                self.folder,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **self.overrides.load_arguments,
             )
             wrong = {name: names for name, names in loading.items() if names}
             if wrong:
@@ -127,7 +131,9 @@ class Loaded:
 
     def generate(self, inputs: dict[str, Any], count: int) -> list[int]:
         """Greedy tokens, exactly `count` of them."""
-        with torch.no_grad():
+        running = self.overrides.running
+        within = nullcontext() if running is None else running(self.model, self.folder, inputs)
+        with torch.no_grad(), within:
             output = self.model.generate(
                 **inputs,
                 max_new_tokens=count,

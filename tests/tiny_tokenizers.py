@@ -7,7 +7,8 @@ byte fallback, special tokens first, `<image>` last, a begin token in front.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 QWEN_SPECIAL_TOKENS = (
@@ -86,13 +87,17 @@ def build_qwen_tokenizer(
 
 
 def build_llama_tokenizer(
-    vocabulary_size: int = 300, image_token: str = "<image>", more: Sequence[str] = ()
+    vocabulary_size: int = 300,
+    image_token: str = "<image>",
+    more: Sequence[str] = (),
+    named: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:
     """Returns a fast tokenizer in Llama's style, about 550 tokens with its 256 byte tokens.
 
     Args:
         image_token: the placeholder of a picture.
         more: further special tokens.
+        named: further special tokens that processors ask for by name ("audio_token").
     """
     from tokenizers import Tokenizer, decoders, normalizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -112,7 +117,7 @@ def build_llama_tokenizer(
         eos_token="</s>",
         unk_token="<unk>",
         pad_token="<pad>",
-        extra_special_tokens={"image_token": image_token},
+        extra_special_tokens={"image_token": image_token, **named},
         clean_up_tokenization_spaces=False,
         model_max_length=2048,
     )

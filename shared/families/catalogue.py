@@ -173,6 +173,15 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         settings=("size",),
     ),
     FamilyFacts(
+        "phi4_multimodal",
+        "phi4_multimodal:Phi4MultimodalFamily",
+        ("microsoft/Phi-4-multimodal-instruct",),
+        embedding_fields={"image": EmbeddingFields(("image_embeds",))},
+        settings=("dynamic_hd", "num_crops"),
+        notes="In transformers' own layout (on the hub, revision `refs/pr/70`); prompts with pictures are"
+        " computed with the adapter in `vision-lora/`.",
+    ),
+    FamilyFacts(
         "qwen2_5_vl",
         "qwen2_5_vl:Qwen25VLFamily",
         ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-72B-Instruct"),

@@ -31,18 +31,11 @@ class ImageProcessor:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        from transformers import BaseImageProcessor
-
+        settings = read_image_settings(checkpoint)
         try:
-            settings, _ = BaseImageProcessor.get_image_processor_dict(
-                checkpoint.folder, local_files_only=True
-            )
             self._processor: Any = _pil_class(settings).from_dict(settings)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InvalidRequestError(
-                f"{checkpoint.folder} has no usable image processor: {reason}"
-            ) from error
+            raise _unusable(checkpoint, error) from error
 
     @property
     def size(self) -> Mapping[str, int]:
@@ -59,17 +52,42 @@ class ImageProcessor:
         Raises:
             BadMediaError: the picture is too thin, or the processor refuses it.
         """
-        if max(picture.size) > MAX_ASPECT_RATIO * min(picture.size):
-            width, height = picture.size
-            raise BadMediaError(
-                f"the picture is {width} x {height} pixels; one side may be at most"
-                f" {MAX_ASPECT_RATIO} times the other"
-            )
+        check_shape(picture)
         try:
             output = self._processor(images=picture, return_tensors="np", **options)
         except ValueError as error:
             raise BadMediaError(f"the picture cannot be processed: {error}") from error
         return {name: np.asarray(value) for name, value in output.items()}
+
+
+def read_image_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The settings of a checkpoint's image processor, in whichever file they stand.
+
+    Raises:
+        InvalidRequestError: there are none.
+    """
+    from transformers import BaseImageProcessor
+
+    try:
+        settings, _ = BaseImageProcessor.get_image_processor_dict(checkpoint.folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _unusable(checkpoint, error) from error
+    return dict(settings)
+
+
+def check_shape(picture: Image.Image) -> None:
+    """Raises BadMediaError for a picture that is too thin."""
+    if max(picture.size) > MAX_ASPECT_RATIO * min(picture.size):
+        width, height = picture.size
+        raise BadMediaError(
+            f"the picture is {width} x {height} pixels; one side may be at most"
+            f" {MAX_ASPECT_RATIO} times the other"
+        )
+
+
+def _unusable(checkpoint: Checkpoint, error: Exception) -> InvalidRequestError:
+    reason = " ".join(str(error).split())[:300]
+    return InvalidRequestError(f"{checkpoint.folder} has no usable image processor: {reason}")
 
 
 def _pil_class(settings: dict[str, Any]) -> Any:

@@ -25,7 +25,7 @@ Half = Literal["encoder", "language"]
 Prefixes = Mapping[str, tuple[Half | Literal["neither"], str]]
 """Beginning of a tensor's name in the file: the half that it belongs to, and what
 replaces the beginning. The longest that fits counts. What serves training or
-speculation alone belongs to neither."""
+speculation alone, or a modality that is not served, belongs to neither."""
 
 Fit = Callable[[torch.Tensor, torch.Size], torch.Tensor]
 """Brings a tensor that a checkpoint may hold in another layout to the shape that the module wants."""

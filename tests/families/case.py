@@ -6,6 +6,7 @@ Knows the fields. Does not know any family, and imports neither torch nor transf
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ class OracleOverrides:
             picture, in the place of `model.get_image_features`.
         video_features: as much for videos.
         generate_arguments: further arguments of `generate`.
+        load_arguments: further arguments of the class's `from_pretrained`.
+        running: (model, folder, inputs) -> a context in which the model is run with
+            these inputs, for adapters that depend on them.
     """
 
     auto_class: str = "AutoModelForImageTextToText"
@@ -38,6 +42,8 @@ class OracleOverrides:
     image_features: Callable[[Any, Mapping[str, Any]], Any] | None = None
     video_features: Callable[[Any, Mapping[str, Any]], Any] | None = None
     generate_arguments: Mapping[str, Any] = field(default_factory=dict)
+    load_arguments: Mapping[str, Any] = field(default_factory=dict)
+    running: Callable[[Any, Path, Mapping[str, Any]], AbstractContextManager[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,11 @@ class FamilyCase:
         video_frames: number of frames.
         chunk: most tokens of a step in the end-to-end test. None: smaller than every picture's
             longest span, so that all are cut; no smaller than any where none may be cut.
+        least_side: pixels of a picture's shorter side, in the tests of many sizes; the
+            processor refuses thinner ones.
+        unread_names: beginnings of the names of tensors that neither half reads.
+        tower_pixels: (tower, features) -> arrays by the processor's names, where it is the tower
+            that makes pixels of pictures.
         other_names: functions from a tensor's name in the file to its name in another layout
             that is in the wild: older or newer transformers, the original authors' files.
         oracle: how transformers is asked.
@@ -82,6 +93,9 @@ class FamilyCase:
     video_size: tuple[int, int] = (112, 84)
     video_frames: int = 4
     chunk: int | None = None
+    least_side: int = 8
+    unread_names: tuple[str, ...] = ()
+    tower_pixels: Callable[[Any, Any], Mapping[str, Any]] | None = None
     other_names: tuple[Callable[[str], str], ...] = ()
     oracle: OracleOverrides = field(default_factory=OracleOverrides)
 

@@ -33,11 +33,13 @@ def family_in(folder: Path) -> Family:
 
 
 def owner(case: FamilyCase, name: str) -> str:
+    if name.startswith(case.unread_names):
+        return "nobody"
     return "encoder" if name.startswith(case.encoder_names) else "language"
 
 
 def copy_without_weights(source: Path, target: Path) -> Path:
-    return shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors", INDEX_FILE))
+    return shutil.copytree(source, target, ignore=shutil.ignore_patterns("model*.safetensors", INDEX_FILE))
 
 
 def edited(source: Path, target: Path, change: Callable[[Tensors], Tensors]) -> Path:

@@ -1,0 +1,69 @@
+"""Phi-4's language model: rows of one step with and without an adapter, of short and of long sequences.
+
+Knows the modeling code's parts. Does not know which prompt takes which adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from shared.families.base import RowRun
+from shared.families.decoder import Decoder
+from shared.families.longrope import LongRope, switch_length
+from shared.families.lora import attach_adapters
+
+
+class Phi4Decoder(Decoder):
+    """The LLM half with its weights and adapters; see `ChoosesByRow`."""
+
+    def __init__(self, module: nn.Module, text_config: Any, axes: int, adapters: Mapping[str, Path]) -> None:
+        """Args:
+        adapters: folders by the variant that each makes.
+        """
+        super().__init__(module, text_config, axes)
+        self.variants = frozenset(adapters)
+        self.switch_length = switch_length(text_config)
+        self._device = self._output_weight.device
+        self._adapted = attach_adapters(module, adapters)
+        self._rope: LongRope | None = None
+        if self.switch_length is not None:
+            self._rope = self._model.rotary_emb = LongRope(text_config, self._device)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        positions: torch.Tensor,
+        *,
+        runs: Sequence[RowRun] = (),
+        **attention: Any,
+    ) -> torch.Tensor:
+        """See `LanguageModel`.
+
+        Raises:
+            ValueError: rows of a variant that the checkpoint has no adapter for.
+        """
+        unknown = {run.variant for run in runs} - self.variants - {""}
+        if unknown:
+            raise ValueError(f"there is no adapter for {', '.join(sorted(unknown))}")
+        self._adapted.choose(runs, self._device)
+        if self._rope is not None:
+            self._rope.choose(runs)
+        return super().forward(inputs_embeds, positions, **attention)
+
+
+def build_text_model(config: Any) -> nn.Module:
+    """The modeling code's text model alone, without the towers that it holds."""
+    from transformers.models.phi4_multimodal import modeling_phi4_multimodal as modeling
+
+    # The towers that are built and let go would take the text model's attention for theirs.
+    config.vision_config._attn_implementation = config.audio_config._attn_implementation = "sdpa"
+    model: Any = modeling.Phi4MultimodalModel(config)
+    del model.embed_tokens_extend
+    built: nn.Module = model
+    return built

@@ -1,0 +1,348 @@
+"""Phi-4-multimodal: pictures in tiles of their own resolution, adapters for prompts with pictures, and
+rotary frequencies that depend on a sequence's length.
+
+Knows both halves of the family, each made apart. Speech is not served: its tensors stay
+unread. Does not know who runs the halves.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shared.errors import BadEmbeddingsError, InvalidRequestError
+from shared.families.base import (
+    MAIN_TENSOR,
+    EncodedItem,
+    ExpandedPrompt,
+    Features,
+    Grid,
+    LanguageModel,
+    MediaInfo,
+    Modality,
+    Preprocessor,
+    PromptLayout,
+    RawTensor,
+    Tower,
+)
+from shared.families.config import model_config
+from shared.families.defaults import CommonFamily, InOneGo, PicturesAlone
+from shared.families.dynamic_hd import Tiling
+from shared.families.embeddings import check_fields, check_rows
+from shared.families.image_processor import check_shape, read_image_settings
+from shared.families.plain_layout import PlainLayout
+from shared.families.video_settings import FrameRecipe, read_recipe
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import nn
+
+    from shared.families.base import Checkpoint
+    from shared.families.weights import Prefixes
+    from shared.kernels.library import Team
+
+logger = logging.getLogger(__name__)
+
+ROWS = "image_embeds"
+PICTURE = "picture"
+"""Features of a picture: uint8 (height, width, 3), as it was decoded."""
+
+MOST_TILES = ("dynamic_hd", "num_crops")
+"""The setting by transformers' name and by vLLM's."""
+
+VISION = "vision"
+ADAPTER_FOLDERS: Mapping[str, str] = {VISION: "vision-lora"}
+"""Folders of a checkpoint that hold adapters, as the hub's does, by the variant that they make."""
+
+IMAGE_DEFAULTS: Mapping[str, Any] = {
+    "size": {"height": 448, "width": 448},
+    "patch_size": 14,
+    "dynamic_hd": 36,
+    "resample": 3,
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+}
+"""Those of transformers' Phi4MultimodalImageProcessor."""
+
+PREFIXES: Prefixes = {
+    "model.embed_tokens_extend.image_embed.": ("encoder", ""),
+    "model.embed_tokens_extend.audio_embed.": ("neither", ""),
+    "model.": ("language", "model."),
+    "lm_head.": ("language", "lm_head."),
+}
+
+
+class Phi4Preprocessor(PicturesAlone):
+    """Pictures and precomputed embeddings; see `Preprocessor`."""
+
+    def __init__(self, checkpoint: Checkpoint, config: Any) -> None:
+        settings = image_settings(checkpoint)
+        self._tiling = read_tiling(checkpoint, config, settings)
+        self._most = int(settings["dynamic_hd"])
+        self._hidden_size = int(config.hidden_size)
+        # For its refusals; the tower reads it for itself.
+        read_recipe(settings)
+
+    def preprocess_image(self, picture: Image.Image, settings: Mapping[str, Any]) -> Features:
+        """See `Preprocessor`. The picture stays as it is; the tower resizes it.
+
+        Settings: `dynamic_hd`, or `num_crops`, the most tiles, up to the checkpoint's own.
+        """
+        most = self._most_tiles(settings)
+        check_shape(picture)
+        size = (picture.height, picture.width)
+        tiles = self._tiling.count_tiles(size, most)
+        rows = self._tiling.row_count(self._tiling.place(size, tiles).cells)
+        info = MediaInfo(rows, grids=(Grid(1, *tiles),), image_size=size)
+        cost = (1 + tiles[0] * tiles[1]) * self._tiling.patches**2
+        return Features(info, {PICTURE: np.asarray(picture)}, cost)
+
+    def accept_embeddings(self, modality: Modality, fields: Mapping[str, RawTensor]) -> EncodedItem:
+        """See `Preprocessor`. Field: `image_embeds` (rows, hidden)."""
+        check_fields(fields, required=(ROWS,), optional=())
+        rows = check_rows(ROWS, fields[ROWS], self._hidden_size)
+        least, most = self._tiling.row_count((1, 1)), self._tiling.most_rows(self._most)
+        if not least <= rows <= most:
+            raise BadEmbeddingsError(
+                f"{ROWS} has {rows} rows; a picture of this model has {least} to {most}", param=ROWS
+            )
+        return EncodedItem(MediaInfo(rows), {MAIN_TENSOR: fields[ROWS]})
+
+    def _most_tiles(self, settings: Mapping[str, Any]) -> int:
+        """The most tiles for a picture.
+
+        Raises:
+            InvalidRequestError: a setting is unknown or out of bounds, or two differ.
+        """
+        for name, value in settings.items():
+            if name not in MOST_TILES:
+                raise InvalidRequestError(
+                    f"unknown processor setting {name!r}; there are {' and '.join(MOST_TILES)}"
+                )
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or not 1 <= value <= self._most:
+                raise InvalidRequestError(f"{name} is a whole number from 1 to {self._most}")
+        given = set(settings.values())
+        if len(given) > 1:
+            raise InvalidRequestError(f"{' and '.join(MOST_TILES)} are one setting; they differ")
+        return int(given.pop()) if given else self._most
+
+
+def image_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The settings of a checkpoint's image processor.
+
+    Raises:
+        InvalidRequestError: it has none, or others than this family's.
+    """
+    settings = dict(IMAGE_DEFAULTS) | read_image_settings(checkpoint)
+    kind = str(settings.get("image_processor_type", "")).removesuffix("Fast")
+    if kind != "Phi4MultimodalImageProcessor":
+        raise InvalidRequestError(
+            f"{checkpoint.folder}: image_processor_type is {kind!r}, which is not Phi-4's"
+        )
+    most = settings["dynamic_hd"]
+    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+        raise InvalidRequestError(f"{checkpoint.folder}: dynamic_hd is {most!r}; it is at least 1")
+    return settings
+
+
+def read_tiling(checkpoint: Checkpoint, config: Any, settings: Mapping[str, Any]) -> Tiling:
+    """The tiles that tower and processor agree on.
+
+    Raises:
+        InvalidRequestError: they do not.
+    """
+    vision, size = config.vision_config, settings["size"]
+    tower = {vision.image_size, vision.crop_size}
+    made = {size.get("height"), size.get("width")} if isinstance(size, Mapping) else {size}
+    if made != tower or len(tower) > 1:
+        raise InvalidRequestError(
+            f"{checkpoint.folder}: the image processor makes tiles of {size}, the tower takes"
+            f" {vision.image_size} pixels"
+        )
+    if settings["patch_size"] != vision.patch_size:
+        raise InvalidRequestError(
+            f"{checkpoint.folder}: the image processor has patches of {settings['patch_size']!r} pixels,"
+            f" the tower of {vision.patch_size}"
+        )
+    return Tiling(int(vision.image_size), int(vision.patch_size))
+
+
+class Phi4Tower(InOneGo):
+    """Vision tower and projection with their weights; see `Tower`."""
+
+    def __init__(self, module: nn.Module, hidden_size: int, tiling: Tiling, recipe: FrameRecipe) -> None:
+        """Args:
+        module: transformers' image embedding, which holds the tower.
+        """
+        self._module: Any = module
+        self._tiling = tiling
+        self._recipe = recipe
+        self.hidden_size = hidden_size
+
+    def encode(self, batch: Sequence[Features]) -> list[dict[str, torch.Tensor]]:
+        """See `Tower`. Tiles attend to themselves alone."""
+        import torch
+
+        weight = self._module.img_projection_up.weight
+        with torch.inference_mode():
+            made = [self.pixels(features) for features in batch]
+            pixels = torch.cat([tiles for tiles, _ in made]).to(weight.dtype)
+            masks = torch.cat([mask for _, mask in made])
+            cells = self._module.get_img_features(pixels, attention_mask=masks)
+            parts = torch.split(cells, [len(tiles) for tiles, _ in made])
+            rows = torch.cat([self._rows(*each) for each in zip(batch, parts, strict=True)])
+            projected = self._module.img_projection_down(
+                torch.nn.functional.gelu(self._module.img_projection_up(rows))
+            )
+        counts = [features.info.row_count for features in batch]
+        return [{MAIN_TENSOR: part} for part in torch.split(projected, counts)]
+
+    def pixels(self, features: Features) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the tower is shown of a picture, on its device: first the whole, then the tiles.
+
+        Returns:
+            Numbers, float32 (1 + tiles, 3, side, side), and which patches are not
+            padding, bool (1 + tiles, patches, patches).
+        """
+        from shared.families.dynamic_hd_pixels import tile_masks, tile_pixels
+
+        device = self._module.img_projection_up.weight.device
+        picture = features.arrays[PICTURE]
+        (grid,) = features.info.grids
+        placement = self._tiling.place(picture.shape[:2], (grid.height, grid.width))
+        pixels = tile_pixels(picture, placement, self._tiling, self._recipe, device)
+        return pixels, tile_masks(placement, self._tiling, device)
+
+    def use_kernels(self, team: Team) -> bool:
+        """See `Tower`. Ours know no padding, which most pictures have."""
+        logger.info("torch computes this tower: tiles are padded")
+        return False
+
+    def _rows(self, features: Features, cells: torch.Tensor) -> torch.Tensor:
+        """(1 + tiles, cells, width) to a picture's rows, not yet projected: lines, a separator, the whole."""
+        import torch
+
+        side, width = self._tiling.cells, cells.shape[-1]
+        (grid,) = features.info.grids
+        placement = self._tiling.place(features.arrays[PICTURE].shape[:2], (grid.height, grid.width))
+        height, columns = placement.cells
+        tiles = cells[1:].reshape(grid.height, grid.width, side, side, width).transpose(1, 2)
+        lines = tiles.reshape(grid.height * side, grid.width * side, width)[:height, :columns]
+        between = self._module.global_img_feature_extensor[0]
+        whole = self._with_ends(cells[0].reshape(side, side, width))
+        return torch.cat([self._with_ends(lines), between, whole])
+
+    def _with_ends(self, lines: torch.Tensor) -> torch.Tensor:
+        """(lines, cells, width) to (lines x (cells + 1), width): a row after each line."""
+        import torch
+
+        ends = self._module.sub_img_feature_extensor[0].expand(len(lines), -1, -1)
+        return torch.cat([lines, ends], dim=1).flatten(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Phi4Layout:
+    """Placeholders grow to rows; prompts with pictures are computed with the adapter for them.
+
+    Attributes:
+        plain: what grows placeholders.
+        variant: of prompts with pictures.
+    """
+
+    plain: PlainLayout
+    variant: str
+
+    def placeholder_ids(self) -> Mapping[Modality, int]:
+        """See `PromptLayout`."""
+        return self.plain.placeholder_ids()
+
+    def placeholder_text(self, modality: Modality) -> str:
+        """See `PromptLayout`."""
+        return self.plain.placeholder_text(modality)
+
+    def expand(self, token_ids: Sequence[int], media: Sequence[MediaInfo]) -> ExpandedPrompt:
+        """See `PromptLayout`. Positions are int64 (1, tokens)."""
+        expanded = self.plain.expand(token_ids, media)
+        return replace(expanded, variant=self.variant) if media else expanded
+
+
+class Phi4MultimodalFamily(CommonFamily):
+    """Factory of the parts of one Phi-4-multimodal checkpoint; see `Family`."""
+
+    model_type = "phi4_multimodal"
+
+    def preprocessor(self) -> Preprocessor:
+        """See `Family`."""
+        return Phi4Preprocessor(self._checkpoint, model_config(self._checkpoint))
+
+    def tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
+        """See `Family`."""
+        from shared.families.weights import load_half
+
+        config, settings = model_config(self._checkpoint), image_settings(self._checkpoint)
+        tiling = read_tiling(self._checkpoint, config, settings)
+        config.vision_config._attn_implementation = "sdpa"
+        module = load_half(
+            lambda: _build_image_embedding(config), self._checkpoint, "encoder", PREFIXES, device, dtype
+        )
+        return Phi4Tower(module, self.hidden_size(), tiling, read_recipe(settings))
+
+    def prompt_layout(self) -> PromptLayout:
+        """See `Family`."""
+        from shared.families.lora_files import has_adapter
+
+        vision = self._checkpoint.config.get("vision_config") or {}
+        plain = PlainLayout(int(vision.get("image_token_id", 200010)), self._image_text())
+        adapted = has_adapter(self._checkpoint.folder / ADAPTER_FOLDERS[VISION])
+        return Phi4Layout(plain, VISION if adapted else "")
+
+    def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
+        """See `Family`. Adapters are read where the checkpoint has them."""
+        from shared.families.decoder import load_decoder
+        from shared.families.lora_files import has_adapter
+        from shared.families.phi4_decoder import Phi4Decoder, build_text_model
+
+        folders = {name: self._checkpoint.folder / folder for name, folder in ADAPTER_FOLDERS.items()}
+        adapters = {name: folder for name, folder in folders.items() if has_adapter(folder)}
+        return load_decoder(
+            build_text_model,
+            model_config(self._checkpoint),
+            self._checkpoint,
+            PREFIXES,
+            device,
+            dtype,
+            attention_name,
+            axes=1,
+            make=lambda module, config, axes: Phi4Decoder(module, config, axes, adapters),
+        )
+
+    def _image_text(self) -> str:
+        """The placeholder's text, as the tokenizer's configuration names it."""
+        file = self._checkpoint.folder / "tokenizer_config.json"
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            settings = {}
+        named = settings.get("extra_special_tokens")
+        if isinstance(named, dict) and "image_token" in named:
+            return str(named["image_token"])
+        return str(settings.get("image_token", "<|image|>"))
+
+
+def _build_image_embedding(config: Any) -> nn.Module:
+    from transformers.models.phi4_multimodal import modeling_phi4_multimodal as modeling
+
+    module: Any = modeling.Phi4MultimodalImageEmbedding(config)
+    for part in module.modules():
+        if isinstance(part, modeling.Phi4MultimodalVisionAttention):
+            # The class says otherwise, and its call through SDPA believes it where no tile is padded.
+            part.is_causal = False
+    built: nn.Module = module
+    return built

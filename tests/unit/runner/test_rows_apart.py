@@ -1,0 +1,122 @@
+"""Rows of one step that are computed in different ways: with an adapter and without, of short sequences and
+of long ones. Greedy tokens equal transformers', which computes each sequence alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llm_service.engine.sequence import Sequence
+from tests.asking import picture
+from tests.families.phi4_multimodal import CASE, SWITCH
+from tests.laying_out import Layouter
+from tests.oracle import Oracle
+from tests.unit.runner.driver import Checkpoint, Driver
+
+COUNT = 12
+MARK = "<|image|>"
+WORDS = ("red", "blue", "the", "circle", "42", "picture", "asks", "two", "triangle", "left", "which")
+
+
+@dataclass
+class Scene:
+    """A tiny checkpoint's LLM half, and transformers beside it."""
+
+    folder: Path
+    driver: Driver
+    front: Layouter
+    oracle: Oracle
+
+    def expected(self, text: str, shown: list[Image.Image]) -> list[int]:
+        return self.oracle.ask(CASE, self.folder, text, shown, new_tokens=COUNT).new_ids
+
+    def add(self, text: str, shown: list[Image.Image]) -> Sequence:
+        keys = [f"{id(each)}" for each in shown]
+        for key, each in zip(keys, shown, strict=True):
+            if key not in self.driver.rows.items:
+                self.driver.rows.items[key] = self.driver.checkpoint.encode(each)
+        infos = [self.driver.rows.items[key].info for key in keys]
+        return self.driver.add(self.front.token_ids(text, infos), keys)
+
+    def text_of(self, length: int, start: str) -> str:
+        """A text of so many tokens, those of `start` in front, the same words in every run."""
+        dice, text = random.Random(length), start
+        while (lacking := length - len(self.front.token_ids(text, []))) > 0:
+            text += f" {dice.choice(WORDS) if lacking > 8 else 'a'}"
+        assert lacking == 0, "a word of more tokens than were left"
+        return text
+
+
+@pytest.fixture(scope="module")
+def scene(tiny_checkpoint: Callable[[str], Path], oracle: Oracle) -> Scene:
+    folder = tiny_checkpoint("phi4_multimodal")
+    driver = Driver(Checkpoint(folder), max_model_len=4096, max_num_batched_tokens=8192, kv_cache_gib=0.05)
+    return Scene(folder, driver, Layouter(folder), oracle)
+
+
+def questions(scene: Scene) -> list[tuple[str, list[Image.Image]]]:
+    """With pictures and without, short, long, and in between: passing the switch while they answer."""
+    shown = picture(1, CASE.sizes[0])
+    return [
+        ("hello, who are you?", []),
+        (f"look: {MARK} what is this?", [shown]),
+        (scene.text_of(SWITCH - COUNT // 2, "hello"), []),
+        (scene.text_of(SWITCH + 40, "what is it?"), []),
+        (f"{MARK} and {MARK} and {MARK}", [shown, picture(2, CASE.sizes[1]), shown]),
+    ]
+
+
+def test_together_and_in_chunks(scene: Scene) -> None:
+    asked = questions(scene)
+    expected = [scene.expected(*each) for each in asked]
+    for chunk in (8192, 300):
+        sequences = [scene.add(*each) for each in asked]
+        assert [sequence.variant for sequence in sequences] == ["", "vision", "", "", "vision"]
+        assert [sequence.switched for sequence in sequences] == [False, False, False, True, True]
+        assert scene.driver.generate(sequences, COUNT, chunk) == expected
+        assert [sequence.switched for sequence in sequences] == [False, False, True, True, True]
+
+
+def test_in_any_mixture(scene: Scene) -> None:
+    dice = random.Random(3)
+    asked = questions(scene)
+    sequences = [scene.add(*each) for each in asked]
+    while unfinished := [sequence for sequence in sequences if sequence.output_count < COUNT]:
+        chosen = dice.sample(unfinished, dice.randint(1, len(unfinished)))
+        scene.driver.step([(sequence, dice.choice([1, 40, 700])) for sequence in chosen])
+    answers = [sequence.token_ids[sequence.prompt_length :] for sequence in sequences]
+    assert answers == [scene.expected(*each) for each in asked]
+
+
+@pytest.mark.parametrize("short", range(-1, 3))
+def test_around_the_switch(short: int, scene: Scene) -> None:
+    """Prompts of one token too many, of just as many as are short, and a little fewer."""
+    text = scene.text_of(SWITCH - short, "how many?")
+    assert scene.driver.generate([scene.add(text, [])], COUNT) == [scene.expected(text, [])]
+
+
+def test_a_picture_whose_answer_passes_the_switch(scene: Scene) -> None:
+    shown = picture(4, CASE.sizes[1])
+    rows = scene.driver.checkpoint.encode(shown).info.row_count
+    text = scene.text_of(SWITCH - rows - COUNT // 2, f"see {MARK}")
+    sequence = scene.add(text, [shown])
+    assert SWITCH - COUNT < sequence.prompt_length <= SWITCH
+    assert scene.driver.generate([sequence], COUNT) == [scene.expected(text, [shown])]
+    assert sequence.switched
+
+
+def test_the_adapter_and_the_frequencies_count(scene: Scene) -> None:
+    """Otherwise equality would show nothing."""
+    text, shown = f"look: {MARK} what is this?", picture(1, CASE.sizes[0])
+    plain = scene.add(text, [shown])
+    plain.variant = ""
+    assert scene.driver.generate([plain], COUNT) != [scene.expected(text, [shown])]
+    long = scene.text_of(SWITCH + 40, "what is it?")
+    short = scene.add(long, [])
+    short.switched = False
+    assert scene.driver.generate([short], COUNT) != [scene.expected(long, [])]
