@@ -17,7 +17,6 @@ from shared.families.base import (
     MAIN_TENSOR,
     EncodedItem,
     Features,
-    LanguageModel,
     MediaInfo,
     Modality,
     Preprocessor,
@@ -26,10 +25,11 @@ from shared.families.base import (
     Tower,
 )
 from shared.families.config import model_config
-from shared.families.defaults import CommonFamily, InOneGo, PicturesAlone
+from shared.families.defaults import InOneGo, PicturesAlone, PlainTextFamily
 from shared.families.embeddings import check_fields, check_rows
 from shared.families.image_processor import ImageProcessor
 from shared.families.plain_layout import PlainLayout
+from shared.families.tensor_names import TOWER_AND_PROJECTOR
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shared.families.base import Checkpoint
-    from shared.families.weights import Prefixes
     from shared.kernels.library import Team
 
 logger = logging.getLogger(__name__)
@@ -54,18 +53,6 @@ the checkpoint's own image processor there."""
 
 MAX_CROPS = 32
 """Most squares that a picture is cut into; more is a checkpoint that nobody has."""
-
-PREFIXES: Prefixes = {
-    "vision_tower.": ("encoder", "tower."),
-    "model.vision_tower.": ("encoder", "tower."),
-    "multi_modal_projector.": ("encoder", "projector."),
-    "model.multi_modal_projector.": ("encoder", "projector."),
-    "language_model.model.": ("language", "model."),
-    "model.language_model.": ("language", "model."),
-    "language_model.lm_head.": ("language", "lm_head."),
-    "lm_head.": ("language", "lm_head."),
-}
-"""As the hub's files name tensors, and as newer transformers save them."""
 
 RENAMED: Mapping[str, str] = {
     ".mlp.experts.fc1.weight": ".mlp.experts.gate_up_proj",
@@ -204,10 +191,12 @@ class AriaTower(InOneGo):
         return cut.any(dim=4).any(dim=2)
 
 
-class AriaFamily(CommonFamily):
+class AriaFamily(PlainTextFamily):
     """Factory of the parts of one Aria checkpoint; see `Family`."""
 
     model_type = "aria"
+    prefixes = TOWER_AND_PROJECTOR
+    renamed = RENAMED
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
@@ -215,11 +204,9 @@ class AriaFamily(CommonFamily):
 
     def tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """See `Family`."""
-        from shared.families.weights import load_half
-
         config = model_config(self._checkpoint)
         config.vision_config._attn_implementation = "sdpa"
-        module = load_half(lambda: _build_tower(config), self._checkpoint, "encoder", PREFIXES, device, dtype)
+        module = self._encoder_half(lambda: _build_tower(config), device, dtype)
         return AriaTower(module, config)
 
     def prompt_layout(self) -> PromptLayout:
@@ -227,23 +214,6 @@ class AriaFamily(CommonFamily):
         config = self._checkpoint.config
         image_id = int(config.get("image_token_index", config.get("image_token_id", 9)))
         return PlainLayout(image_id, "<fim_prefix><|img|><fim_suffix>")
-
-    def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
-        """See `Family`."""
-        from shared.families.decoder import load_decoder
-
-        config = model_config(self._checkpoint)
-        return load_decoder(
-            _build_text_model,
-            config,
-            self._checkpoint,
-            PREFIXES,
-            device,
-            dtype,
-            attention_name,
-            axes=1,
-            renamed=RENAMED,
-        )
 
 
 def _build_tower(config: Any) -> nn.Module:
@@ -254,10 +224,3 @@ def _build_tower(config: Any) -> nn.Module:
     return nn.ModuleDict(
         {"tower": AutoModel.from_config(config.vision_config), "projector": AriaProjector(config)}
     )
-
-
-def _build_text_model(config: Any) -> nn.Module:
-    from transformers import AutoModel
-
-    module: nn.Module = AutoModel.from_config(config)
-    return module

@@ -15,7 +15,6 @@ from shared.families.base import (
     MAIN_TENSOR,
     EncodedItem,
     Features,
-    LanguageModel,
     MediaInfo,
     Modality,
     Preprocessor,
@@ -25,7 +24,7 @@ from shared.families.base import (
 )
 from shared.families.clip_kernels import move_blocks
 from shared.families.config import model_config
-from shared.families.defaults import CommonFamily, InOneGo, PicturesAlone
+from shared.families.defaults import InOneGo, PicturesAlone, PlainTextFamily
 from shared.families.embeddings import check_fields, check_rows
 from shared.families.image_processor import ImageProcessor
 from shared.families.plain_layout import PlainLayout
@@ -134,10 +133,11 @@ class DeepseekVLTower(InOneGo):
         return pixels.to(weight.device, weight.dtype)
 
 
-class DeepseekVLFamily(CommonFamily):
+class DeepseekVLFamily(PlainTextFamily):
     """Factory of the parts of one DeepSeek-VL checkpoint; see `Family`."""
 
     model_type = "deepseek_vl"
+    prefixes = PREFIXES
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
@@ -145,35 +145,14 @@ class DeepseekVLFamily(CommonFamily):
 
     def tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """See `Family`."""
-        from shared.families.weights import load_half
-
         config = model_config(self._checkpoint)
         config.vision_config._attn_implementation = "sdpa"
-        module = load_half(lambda: _build_tower(config), self._checkpoint, "encoder", PREFIXES, device, dtype)
+        module = self._encoder_half(lambda: _build_tower(config), device, dtype)
         return DeepseekVLTower(module, self.hidden_size())
 
     def prompt_layout(self) -> PromptLayout:
         """See `Family`."""
         return PlainLayout(int(self._checkpoint.config.get("image_token_id", 100015)), "<image_placeholder>")
-
-    def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
-        """See `Family`."""
-        from shared.families.decoder import load_decoder
-
-        config = model_config(self._checkpoint)
-        return load_decoder(
-            _build_text_model,
-            config,
-            self._checkpoint,
-            self._prefixes(),
-            device,
-            dtype,
-            attention_name,
-            axes=1,
-        )
-
-    def _prefixes(self) -> Prefixes:
-        return PREFIXES
 
 
 def build_siglip(config: Any) -> nn.Module:
@@ -190,10 +169,3 @@ def _build_tower(config: Any) -> nn.Module:
     from transformers.models.deepseek_vl.modeling_deepseek_vl import DeepseekVLAligner
 
     return nn.ModuleDict({"tower": build_siglip(config), "aligner": DeepseekVLAligner(config)})
-
-
-def _build_text_model(config: Any) -> nn.Module:
-    from transformers import AutoModel
-
-    module: nn.Module = AutoModel.from_config(config)
-    return module

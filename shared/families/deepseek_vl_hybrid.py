@@ -75,6 +75,7 @@ class DeepseekVLHybridFamily(DeepseekVLFamily):
     """Factory of the parts of one checkpoint with two towers; see `Family`."""
 
     model_type = "deepseek_vl_hybrid"
+    prefixes = HYBRID_PREFIXES
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
@@ -82,19 +83,12 @@ class DeepseekVLHybridFamily(DeepseekVLFamily):
 
     def tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """See `Family`."""
-        from shared.families.weights import load_half
-
         config = model_config(self._checkpoint)
         for vision in (config.vision_config, config.high_res_vision_config):
             vision._attn_implementation = "sdpa"
-        module = load_half(
-            lambda: _build_towers(config), self._checkpoint, "encoder", HYBRID_PREFIXES, device, dtype
-        )
+        module = self._encoder_half(lambda: _build_towers(config), device, dtype)
         shown = int(config.high_res_vision_config.global_attn_indexes[0])
         return HybridTower(module, self.hidden_size(), shown)
-
-    def _prefixes(self) -> Prefixes:
-        return HYBRID_PREFIXES
 
 
 def _build_towers(config: Any) -> nn.Module:

@@ -20,20 +20,20 @@ from shared.families.base import (
     ExpandedPrompt,
     Features,
     Grid,
-    LanguageModel,
     MediaInfo,
     Modality,
     Preprocessor,
     PromptLayout,
     RawTensor,
-    Span,
     Tower,
 )
 from shared.families.clip_kernels import move_blocks
 from shared.families.config import model_config
-from shared.families.defaults import CommonFamily, InOneGo, PicturesAlone
+from shared.families.defaults import InOneGo, PicturesAlone, PlainTextFamily
 from shared.families.embeddings import check_fields, check_rows
+from shared.families.grown_rows import even_runs, grow_rows
 from shared.families.image_processor import ImageProcessor
+from shared.families.tensor_names import TOWER_AND_PROJECTOR
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shared.families.base import Checkpoint
-    from shared.families.weights import Prefixes
     from shared.kernels.library import Team
 
 ROWS = "image_embeds"
@@ -55,20 +54,6 @@ before the checkpoint's own image processor there."""
 
 MAX_CROPS = 16
 """Most crops that a request may ask for; each costs as much as a picture."""
-
-PREFIXES: Prefixes = {
-    "vision_tower.": ("encoder", "tower."),
-    "vision_tower.vision_model.": ("encoder", "tower."),
-    "model.vision_tower.vision_model.": ("encoder", "tower."),
-    "model.vision_tower.": ("encoder", "tower."),
-    "multi_modal_projector.": ("encoder", "projector."),
-    "model.multi_modal_projector.": ("encoder", "projector."),
-    "language_model.model.": ("language", "model."),
-    "model.language_model.": ("language", "model."),
-    "language_model.lm_head.": ("language", "lm_head."),
-    "lm_head.": ("language", "lm_head."),
-}
-"""As the hub's files name tensors, and as newer transformers save them."""
 
 
 class Gemma3Preprocessor(PicturesAlone):
@@ -212,26 +197,8 @@ class Gemma3Layout:
 
     def expand(self, token_ids: Sequence[int], media: Sequence[MediaInfo]) -> ExpandedPrompt:
         """See `PromptLayout`. Positions are int64 (1, tokens)."""
-        pieces = [
-            (item, crop * self.rows_per_crop)
-            for item, info in enumerate(media)
-            for crop in range(self._crop_count(info))
-        ]
-        if token_ids.count(self.soft_id) != len(pieces):
-            raise InvalidRequestError(
-                f"the prompt has {token_ids.count(self.soft_id)} places for {len(pieces)} pictures and crops"
-            )
-        expanded: list[int] = []
-        spans: list[Span] = []
-        for token in token_ids:
-            if token != self.soft_id:
-                expanded.append(token)
-                continue
-            item, first_row = pieces[len(spans)]
-            spans.append(Span(item, len(expanded), self.rows_per_crop, splittable=False, first_row=first_row))
-            expanded.extend([token] * self.rows_per_crop)
-        positions = np.arange(len(expanded), dtype=np.int64)[np.newaxis]
-        return ExpandedPrompt(expanded, spans, positions, next_position=len(expanded))
+        runs = even_runs(media, self.rows_per_crop)
+        return grow_rows(token_ids, self.soft_id, runs, splittable=False)
 
     def _crop_count(self, info: MediaInfo) -> int:
         crops, rest = divmod(info.row_count, self.rows_per_crop)
@@ -242,10 +209,11 @@ class Gemma3Layout:
         return crops
 
 
-class Gemma3Family(CommonFamily):
+class Gemma3Family(PlainTextFamily):
     """Factory of the parts of one Gemma 3 checkpoint; see `Family`."""
 
     model_type = "gemma3"
+    prefixes = TOWER_AND_PROJECTOR
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
@@ -253,11 +221,9 @@ class Gemma3Family(CommonFamily):
 
     def tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """See `Family`."""
-        from shared.families.weights import load_half
-
         config = model_config(self._checkpoint)
         config.vision_config._attn_implementation = "sdpa"
-        module = load_half(lambda: _build_tower(config), self._checkpoint, "encoder", PREFIXES, device, dtype)
+        module = self._encoder_half(lambda: _build_tower(config), device, dtype)
         return Gemma3Tower(module, self.hidden_size())
 
     def prompt_layout(self) -> PromptLayout:
@@ -267,15 +233,6 @@ class Gemma3Family(CommonFamily):
             begin_id=int(config.get("boi_token_index", config.get("boi_token_id", 255999))),
             soft_id=int(config.get("image_token_index", config.get("image_token_id", 262144))),
             rows_per_crop=int(config.get("mm_tokens_per_image", 256)),
-        )
-
-    def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
-        """See `Family`."""
-        from shared.families.decoder import load_decoder
-
-        config = model_config(self._checkpoint)
-        return load_decoder(
-            _build_text_model, config, self._checkpoint, PREFIXES, device, dtype, attention_name, axes=1
         )
 
 
@@ -289,10 +246,3 @@ def _build_tower(config: Any) -> nn.Module:
     return nn.ModuleDict(
         {"tower": getattr(tower, "vision_model", tower), "projector": Gemma3MultiModalProjector(config)}
     )
-
-
-def _build_text_model(config: Any) -> nn.Module:
-    from transformers import AutoModel
-
-    module: nn.Module = AutoModel.from_config(config)
-    return module

@@ -19,18 +19,17 @@ from shared.families.base import (
     ExpandedPrompt,
     Features,
     Grid,
-    LanguageModel,
     MediaInfo,
     Modality,
     Preprocessor,
     PromptLayout,
     RawTensor,
-    Span,
     Tower,
 )
 from shared.families.config import model_config
-from shared.families.defaults import CommonFamily, InOneGo, PicturesAlone
+from shared.families.defaults import InOneGo, PicturesAlone, PlainTextFamily
 from shared.families.embeddings import check_fields, check_rows, read_grids
+from shared.families.grown_rows import even_runs, grow_rows
 from shared.families.image_processor import ImageProcessor
 
 if TYPE_CHECKING:
@@ -221,29 +220,14 @@ class Idefics3Layout:
 
     def expand(self, token_ids: Sequence[int], media: Sequence[MediaInfo]) -> ExpandedPrompt:
         """See `PromptLayout`. Positions are int64 (1, tokens)."""
-        size = self.rows_per_tile
-        tiles = [(item, first) for item, info in enumerate(media) for first in range(0, info.row_count, size)]
-        if token_ids.count(self.image_id) != len(tiles) or any(info.row_count % size for info in media):
-            raise InvalidRequestError(
-                f"the prompt has {token_ids.count(self.image_id)} places for {len(tiles)} tiles"
-            )
-        expanded: list[int] = []
-        spans: list[Span] = []
-        for token in token_ids:
-            if token != self.image_id:
-                expanded.append(token)
-                continue
-            item, first_row = tiles[len(spans)]
-            spans.append(Span(item, len(expanded), size, first_row=first_row))
-            expanded.extend([token] * size)
-        positions = np.arange(len(expanded), dtype=np.int64)[np.newaxis]
-        return ExpandedPrompt(expanded, spans, positions, next_position=len(expanded))
+        return grow_rows(token_ids, self.image_id, even_runs(media, self.rows_per_tile))
 
 
-class Idefics3Family(CommonFamily):
+class Idefics3Family(PlainTextFamily):
     """Factory of the parts of one Idefics3 checkpoint; see `Family`."""
 
     model_type = "idefics3"
+    prefixes = PREFIXES
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
@@ -259,22 +243,9 @@ class Idefics3Family(CommonFamily):
         config = model_config(self._checkpoint)
         return Idefics3Layout(int(config.image_token_id), rows_per_tile(config))
 
-    def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
-        """See `Family`."""
-        from shared.families.decoder import load_decoder
-
-        config = model_config(self._checkpoint)
-        return load_decoder(
-            _build_text_model, config, self._checkpoint, PREFIXES, device, dtype, attention_name, axes=1
-        )
-
     def _load_tower(self, config: Any, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        from shared.families.weights import load_half
-
         config.vision_config._attn_implementation = "sdpa"
-        return load_half(
-            lambda: self._build_tower(config), self._checkpoint, "encoder", PREFIXES, device, dtype
-        )
+        return self._encoder_half(lambda: self._build_tower(config), device, dtype)
 
     def _build_tower(self, config: Any) -> nn.Module:
         from torch import nn
@@ -282,10 +253,3 @@ class Idefics3Family(CommonFamily):
 
         tower = modeling.Idefics3VisionTransformer._from_config(config.vision_config)
         return nn.ModuleDict({"tower": tower, "connector": modeling.Idefics3Connector(config)})
-
-
-def _build_text_model(config: Any) -> nn.Module:
-    from transformers import AutoModel
-
-    module: nn.Module = AutoModel.from_config(config)
-    return module

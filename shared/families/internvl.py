@@ -14,30 +14,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from shared.errors import BadEmbeddingsError, InvalidRequestError
 from shared.families.base import (
     MAIN_TENSOR,
     EncodedItem,
-    ExpandedPrompt,
     Features,
     Grid,
-    LanguageModel,
     MediaInfo,
     Modality,
     Preprocessor,
     PromptLayout,
     RawTensor,
-    Span,
     Tower,
     VideoClip,
 )
 from shared.families.config import model_config
-from shared.families.defaults import CommonFamily
+from shared.families.defaults import PlainTextFamily
 from shared.families.embeddings import check_fields, check_rows
 from shared.families.image_processor import ImageProcessor
+from shared.families.internvl_layout import InternVLLayout
 from shared.families.parts import cut_steps, part_token_count
+from shared.families.tensor_names import TOWER_AND_PROJECTOR
 from shared.families.tile_tower import check_tile_size
 from shared.families.video_settings import FrameRecipe, read_recipe, read_video_settings
 
@@ -47,7 +44,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shared.families.base import Checkpoint
-    from shared.families.weights import Prefixes
     from shared.kernels.library import Team
 
 PIXELS = "pixel_values"
@@ -70,18 +66,6 @@ VIDEO_DEFAULTS: Mapping[str, Any] = {
 
 TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3")
 """Language models whose layers need nothing but attention and positions."""
-
-PREFIXES: Prefixes = {
-    "vision_tower.": ("encoder", "tower."),
-    "model.vision_tower.": ("encoder", "tower."),
-    "multi_modal_projector.": ("encoder", "projector."),
-    "model.multi_modal_projector.": ("encoder", "projector."),
-    "language_model.model.": ("language", "model."),
-    "model.language_model.": ("language", "model."),
-    "language_model.lm_head.": ("language", "lm_head."),
-    "lm_head.": ("language", "lm_head."),
-}
-"""As the hub's files name tensors, and as newer transformers save them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,119 +283,32 @@ class InternVLTower:
         return squares.transpose(2, 3).reshape(len(states), side * side, -1)
 
 
-@dataclass(frozen=True, slots=True)
-class InternVLLayout:
-    """Writes tags around the rows of a picture and of each frame of a video; one rotary axis.
-
-    Attributes:
-        row_id: token id of the placeholder of a picture, which is also that of a row.
-        begin, row, end: texts of the tokens before, of and after a run of rows.
-        video: what stands for a video in plain text.
-    """
-
-    row_id: int
-    begin: str = "<img>"
-    row: str = "<IMG_CONTEXT>"
-    end: str = "</img>"
-    video: str = "<video>"
-
-    def placeholder_ids(self) -> Mapping[Modality, int]:
-        """See `PromptLayout` and `WritesItems`. No id of a video's placeholder reaches the model."""
-        return {"image": self.row_id}
-
-    def placeholder_text(self, modality: Modality) -> str:
-        """See `PromptLayout`."""
-        return {"image": self.row, "video": self.video}[modality]
-
-    def item_text(self, modality: Modality, info: MediaInfo) -> str:
-        """See `WritesItems`. One token stands for all rows of a picture, one for those of each frame."""
-        run = f"{self.begin}{self.row}{self.end}"
-        if modality == "image":
-            return run
-        return "\n".join(f"Frame{number}: {run}" for number in range(1, _run_count(info) + 1))
-
-    def expand(self, token_ids: Sequence[int], media: Sequence[MediaInfo]) -> ExpandedPrompt:
-        """See `PromptLayout`. Positions are int64 (1, tokens)."""
-        runs = [run for item, info in enumerate(media) for run in _runs(item, info)]
-        if token_ids.count(self.row_id) != len(runs):
-            raise InvalidRequestError(
-                f"the prompt has {token_ids.count(self.row_id)} places for {len(runs)} pictures and frames"
-            )
-        expanded: list[int] = []
-        spans: list[Span] = []
-        for token in token_ids:
-            if token != self.row_id:
-                expanded.append(token)
-                continue
-            item, first_row, length = runs[len(spans)]
-            spans.append(Span(item, len(expanded), length, first_row=first_row))
-            expanded.extend([token] * length)
-        positions = np.arange(len(expanded), dtype=np.int64)[np.newaxis]
-        return ExpandedPrompt(expanded, spans, positions, next_position=len(expanded))
-
-
-def _run_count(info: MediaInfo) -> int:
-    """Runs of rows of an item: one for a picture, one for each frame of a video."""
-    return sum(grid.time for grid in info.grids)
-
-
-def _runs(item: int, info: MediaInfo) -> list[tuple[int, int, int]]:
-    """The runs of an item: its index, the first row and the number of rows of each.
-
-    Raises:
-        InvalidRequestError: the rows are no multiple of the runs.
-    """
-    count = _run_count(info)
-    if not count or info.row_count % count:
-        raise InvalidRequestError(
-            f"item {item} has {info.row_count} rows in {count} frames", param=f"media[{item}]"
-        )
-    length = info.row_count // count
-    return [(item, first, length) for first in range(0, info.row_count, length)]
-
-
-class InternVLFamily(CommonFamily):
+class InternVLFamily(PlainTextFamily):
     """Factory of the parts of one InternVL checkpoint; see `Family`."""
 
     model_type = "internvl"
+    prefixes = TOWER_AND_PROJECTOR
     modalities: tuple[Modality, ...] = ("image", "video")
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
-        config = self._known_config()
+        config = self._config()
         return InternVLPreprocessor(self._checkpoint, config, TileShape.of(self._checkpoint, config))
 
     def tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """See `Family`."""
-        from shared.families.weights import load_half
-
-        config = self._known_config()
+        config = self._config()
         tile = TileShape.of(self._checkpoint, config)
         recipe = read_recipe(read_video_settings(self._checkpoint, VIDEO_DEFAULTS))
         config.vision_config._attn_implementation = "sdpa"
-        module = load_half(lambda: _build_tower(config), self._checkpoint, "encoder", PREFIXES, device, dtype)
+        module = self._encoder_half(lambda: _build_tower(config), device, dtype)
         return InternVLTower(module, config, tile, recipe)
 
     def prompt_layout(self) -> PromptLayout:
         """See `Family`."""
         return InternVLLayout(int(self._checkpoint.config.get("image_token_id", 151667)))
 
-    def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
-        """See `Family`."""
-        from shared.families.decoder import load_decoder
-
-        return load_decoder(
-            _build_text_model,
-            self._known_config(),
-            self._checkpoint,
-            PREFIXES,
-            device,
-            dtype,
-            attention_name,
-            axes=1,
-        )
-
-    def _known_config(self) -> Any:
+    def _config(self) -> Any:
         """The configuration.
 
         Raises:
@@ -447,10 +344,3 @@ def _build_tower(config: Any) -> nn.Module:
             "projector": modeling.InternVLMultiModalProjector(config),
         }
     )
-
-
-def _build_text_model(config: Any) -> nn.Module:
-    from transformers import AutoModel
-
-    module: nn.Module = AutoModel.from_config(config)
-    return module

@@ -8,34 +8,29 @@ family, each made apart. Does not know who runs them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from shared.errors import BadEmbeddingsError, InvalidRequestError
 from shared.families.base import (
     MAIN_TENSOR,
     Checkpoint,
     EncodedItem,
-    ExpandedPrompt,
     Features,
-    LanguageModel,
     MediaInfo,
     Modality,
     Preprocessor,
     PromptLayout,
     RawTensor,
-    Span,
     Tower,
 )
 from shared.families.config import model_config
-from shared.families.defaults import CommonFamily, PicturesAlone
+from shared.families.defaults import PicturesAlone, PlainTextFamily
 from shared.families.embeddings import check_fields, check_rows, read_size
 from shared.families.image_processor import ImageProcessor
-from shared.families.mrope import check_placeholder_count
 from shared.families.pixtral import PixtralPreprocessor, PixtralTower, load_pixtral_half
 from shared.families.pixtral_layout import PixtralLayout
+from shared.families.plain_layout import PlainLayout
+from shared.families.tensor_names import TOWER_AND_PROJECTOR
 from shared.families.tile_tower import (
     TileTower,
     build_tile_tower,
@@ -49,26 +44,11 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import nn
 
-    from shared.families.weights import Prefixes
 
 ROWS = "image_embeds"
 SIZES = "image_sizes"
 PIXTRAL = "pixtral"
 """The one known tower without a fixed picture size."""
-
-PREFIXES: Prefixes = {
-    "vision_tower.": ("encoder", "tower."),
-    "vision_tower.vision_model.": ("encoder", "tower."),
-    "model.vision_tower.": ("encoder", "tower."),
-    "model.vision_tower.vision_model.": ("encoder", "tower."),
-    "multi_modal_projector.": ("encoder", "projector."),
-    "model.multi_modal_projector.": ("encoder", "projector."),
-    "language_model.model.": ("language", "model."),
-    "model.language_model.": ("language", "model."),
-    "language_model.lm_head.": ("language", "lm_head."),
-    "lm_head.": ("language", "lm_head."),
-}
-"""As the hub's files name tensors, and as newer transformers save them."""
 
 
 class LlavaPreprocessor(PicturesAlone):
@@ -114,45 +94,11 @@ class LlavaTower(TileTower):
             return [{MAIN_TENSOR: rows} for rows in self.tile_rows(join_pixels(batch))]
 
 
-@dataclass(frozen=True, slots=True)
-class LlavaLayout:
-    """Grows `<image>` to a picture's rows; one rotary axis.
-
-    Attributes:
-        image_id: token id of the placeholder.
-    """
-
-    image_id: int
-
-    def placeholder_ids(self) -> Mapping[Modality, int]:
-        """See `PromptLayout`."""
-        return {"image": self.image_id}
-
-    def placeholder_text(self, modality: Modality) -> str:
-        """See `PromptLayout`."""
-        assert modality == "image", modality
-        return "<image>"
-
-    def expand(self, token_ids: Sequence[int], media: Sequence[MediaInfo]) -> ExpandedPrompt:
-        """See `PromptLayout`. Positions are int64 (1, tokens)."""
-        check_placeholder_count(token_ids, self.image_id, len(media))
-        expanded: list[int] = []
-        spans: list[Span] = []
-        for token in token_ids:
-            if token != self.image_id:
-                expanded.append(token)
-                continue
-            item = len(spans)
-            spans.append(Span(item, start=len(expanded), length=media[item].row_count))
-            expanded.extend([token] * media[item].row_count)
-        positions = np.arange(len(expanded), dtype=np.int64)[np.newaxis]
-        return ExpandedPrompt(expanded, spans, positions, next_position=len(expanded))
-
-
-class LlavaFamily(CommonFamily):
+class LlavaFamily(PlainTextFamily):
     """Factory of the parts of one LLaVA checkpoint; see `Family`."""
 
     model_type = "llava"
+    prefixes = TOWER_AND_PROJECTOR
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
@@ -174,15 +120,10 @@ class LlavaFamily(CommonFamily):
         """See `Family`."""
         config = self._checkpoint.config
         image_id = int(config.get("image_token_index", config.get("image_token_id", 32000)))
-        return PixtralLayout.of(self._checkpoint, image_id) if self._has_pixtral() else LlavaLayout(image_id)
-
-    def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
-        """See `Family`."""
-        from shared.families.decoder import load_decoder
-
-        config = model_config(self._checkpoint)
-        return load_decoder(
-            build_text_model, config, self._checkpoint, PREFIXES, device, dtype, attention_name, axes=1
+        return (
+            PixtralLayout.of(self._checkpoint, image_id)
+            if self._has_pixtral()
+            else PlainLayout(image_id, "<image>")
         )
 
     def _has_pixtral(self) -> bool:
@@ -193,11 +134,9 @@ class LlavaFamily(CommonFamily):
         return rows_of_a_tile(self._checkpoint, config, also=PIXTRAL)
 
     def _tiles(self, config: Any, device: torch.device, dtype: torch.dtype) -> Tower:
-        from shared.families.weights import load_half
-
         config.vision_config._attn_implementation = "sdpa"
         self._row_count(config)  # refuses a kind of tower that is not known
-        module = load_half(lambda: _build_tower(config), self._checkpoint, "encoder", PREFIXES, device, dtype)
+        module = self._encoder_half(lambda: _build_tower(config), device, dtype)
         return LlavaTower(module, config)
 
     def _pixtral(self, config: Any, device: torch.device, dtype: torch.dtype) -> Tower:
@@ -209,7 +148,7 @@ class LlavaFamily(CommonFamily):
                 f" vision_feature_select_strategy is {config.vision_feature_select_strategy!r}"
             )
         module = load_pixtral_half(
-            LlavaMultiModalProjector, config, self._checkpoint, PREFIXES, device, dtype
+            LlavaMultiModalProjector, config, self._checkpoint, self.prefixes, device, dtype
         )
         return PixtralTower(module, config, projector_takes_sizes=False)
 
@@ -218,11 +157,3 @@ def _build_tower(config: Any) -> nn.Module:
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
     return build_tile_tower(config, LlavaMultiModalProjector(config))
-
-
-def build_text_model(config: Any) -> nn.Module:
-    """The text model without weights, whichever it is."""
-    from transformers import AutoModel
-
-    module: nn.Module = AutoModel.from_config(config)
-    return module

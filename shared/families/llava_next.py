@@ -16,7 +16,6 @@ from shared.families.base import (
     Checkpoint,
     EncodedItem,
     Features,
-    LanguageModel,
     MediaInfo,
     Modality,
     Preprocessor,
@@ -25,11 +24,12 @@ from shared.families.base import (
     Tower,
 )
 from shared.families.config import model_config
-from shared.families.defaults import CommonFamily, PicturesAlone
+from shared.families.defaults import PicturesAlone, PlainTextFamily
 from shared.families.embeddings import check_fields, check_rows, read_size
 from shared.families.image_processor import ImageProcessor
-from shared.families.llava import PREFIXES as LLAVA_PREFIXES
-from shared.families.llava import ROWS, SIZES, LlavaLayout, build_text_model
+from shared.families.llava import ROWS, SIZES
+from shared.families.plain_layout import PlainLayout
+from shared.families.tensor_names import TOWER_AND_PROJECTOR
 from shared.families.tile_tower import (
     TileTower,
     build_tile_tower,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 PIXELS = "pixel_values"
 
 PREFIXES: Prefixes = {
-    **LLAVA_PREFIXES,
+    **TOWER_AND_PROJECTOR,
     "image_newline": ("encoder", "image_newline"),
     "model.image_newline": ("encoder", "image_newline"),
 }
@@ -126,10 +126,11 @@ class LlavaNextTower(TileTower):
         return pack_tiles(tiles, packing, self._module.image_newline)
 
 
-class LlavaNextFamily(CommonFamily):
+class LlavaNextFamily(PlainTextFamily):
     """Factory of the parts of one LLaVA-NeXT checkpoint; see `Family`."""
 
     model_type = "llava_next"
+    prefixes = PREFIXES
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
@@ -144,16 +145,8 @@ class LlavaNextFamily(CommonFamily):
     def prompt_layout(self) -> PromptLayout:
         """See `Family`."""
         config = self._checkpoint.config
-        return LlavaLayout(int(config.get("image_token_index", config.get("image_token_id", 32000))))
-
-    def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
-        """See `Family`."""
-        from shared.families.decoder import load_decoder
-
-        config = model_config(self._checkpoint)
-        return load_decoder(
-            build_text_model, config, self._checkpoint, PREFIXES, device, dtype, attention_name, axes=1
-        )
+        image_id = int(config.get("image_token_index", config.get("image_token_id", 32000)))
+        return PlainLayout(image_id, "<image>")
 
     def _most_tiles(self, config: Any) -> int | None:
         """Tiles that a picture's rows may be worth before they are shrunk; None: any number."""
@@ -176,12 +169,8 @@ class LlavaNextFamily(CommonFamily):
             raise InvalidRequestError(f"{self._checkpoint.folder}: image_grid_pinpoints: {error}") from error
 
     def _load_tower(self, config: Any, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        from shared.families.weights import load_half
-
         config.vision_config._attn_implementation = "sdpa"
-        return load_half(
-            lambda: self._build_tower(config), self._checkpoint, "encoder", PREFIXES, device, dtype
-        )
+        return self._encoder_half(lambda: self._build_tower(config), device, dtype)
 
     def _build_tower(self, config: Any) -> nn.Module:
         import torch

@@ -9,21 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import InvalidRequestError
-from shared.families.base import LanguageModel, Preprocessor, PromptLayout, Tower
+from shared.families.base import Preprocessor, PromptLayout, Tower
 from shared.families.config import model_config
-from shared.families.defaults import CommonFamily
-from shared.families.llava import PIXTRAL, PREFIXES, build_text_model
+from shared.families.defaults import PlainTextFamily
+from shared.families.llava import PIXTRAL
 from shared.families.pixtral import PixtralPreprocessor, PixtralTower, load_pixtral_half
 from shared.families.pixtral_layout import PixtralLayout
+from shared.families.tensor_names import TOWER_AND_PROJECTOR
 
 if TYPE_CHECKING:
     import torch
 
 
-class Mistral3Family(CommonFamily):
+class Mistral3Family(PlainTextFamily):
     """Factory of the parts of one Mistral 3 checkpoint; see `Family`."""
 
     model_type = "mistral3"
+    prefixes = TOWER_AND_PROJECTOR
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
@@ -36,7 +38,7 @@ class Mistral3Family(CommonFamily):
 
         config = self._config()
         module = load_pixtral_half(
-            Mistral3MultiModalProjector, config, self._checkpoint, PREFIXES, device, dtype
+            Mistral3MultiModalProjector, config, self._checkpoint, self.prefixes, device, dtype
         )
         return PixtralTower(module, config, projector_takes_sizes=True)
 
@@ -45,15 +47,6 @@ class Mistral3Family(CommonFamily):
         config = self._checkpoint.config
         image_id = int(config.get("image_token_index", config.get("image_token_id", 10)))
         return PixtralLayout.of(self._checkpoint, image_id)
-
-    def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
-        """See `Family`."""
-        from shared.families.decoder import load_decoder
-
-        config = model_config(self._checkpoint)
-        return load_decoder(
-            build_text_model, config, self._checkpoint, PREFIXES, device, dtype, attention_name, axes=1
-        )
 
     def _config(self) -> Any:
         """The configuration, for the encoder half.

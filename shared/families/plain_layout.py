@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from shared.families.base import ExpandedPrompt, MediaInfo, Modality, Span
+from shared.families.base import ExpandedPrompt, MediaInfo, Modality
+from shared.families.grown_rows import grow_rows
 from shared.families.mrope import check_placeholder_count
 
 
@@ -38,14 +37,5 @@ class PlainLayout:
     def expand(self, token_ids: Sequence[int], media: Sequence[MediaInfo]) -> ExpandedPrompt:
         """See `PromptLayout`. Positions are int64 (1, tokens)."""
         check_placeholder_count(token_ids, self.image_id, len(media))
-        expanded: list[int] = []
-        spans: list[Span] = []
-        for token in token_ids:
-            if token != self.image_id:
-                expanded.append(token)
-                continue
-            count = media[len(spans)].row_count
-            spans.append(Span(len(spans), start=len(expanded), length=count))
-            expanded.extend([token] * count)
-        positions = np.arange(len(expanded), dtype=np.int64)[np.newaxis]
-        return ExpandedPrompt(expanded, spans, positions, next_position=len(expanded))
+        runs = [(item, 0, info.row_count) for item, info in enumerate(media)]
+        return grow_rows(token_ids, self.image_id, runs)

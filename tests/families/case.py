@@ -69,6 +69,7 @@ class FamilyCase:
         video_size: width and height of frames. Choose it so that the family's video
             processor does not have to resize: then both sides see the same pixels.
         video_frames: number of frames.
+        fewest_frames: what transformers' video processor takes at least.
         chunk: most tokens of a step in the end-to-end test. None: smaller than every picture's
             longest span, so that all are cut; no smaller than any where none may be cut.
         least_side: pixels of a picture's shorter side, in the tests of many sizes; the
@@ -92,6 +93,7 @@ class FamilyCase:
     shares_prefixes: bool = True
     video_size: tuple[int, int] = (112, 84)
     video_frames: int = 4
+    fewest_frames: int = 1
     chunk: int | None = None
     least_side: int = 8
     unread_names: tuple[str, ...] = ()

@@ -145,5 +145,6 @@ CASE = FamilyCase(
     "glm4v",
     build,
     encoder_names=("model.visual.",),
+    fewest_frames=2,
     oracle=OracleOverrides(make_inputs=make_inputs),
 )

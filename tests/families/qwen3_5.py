@@ -47,5 +47,10 @@ def build(folder: Path, *, seed: int = 0, shard_size: str = "5GB", tie: bool = F
 
 
 CASE = FamilyCase(
-    "qwen3_5", build, encoder_names=("model.visual.",), shares_prefixes=False, video_size=(128, 96)
+    "qwen3_5",
+    build,
+    encoder_names=("model.visual.",),
+    shares_prefixes=False,
+    video_size=(128, 96),
+    fewest_frames=2,
 )

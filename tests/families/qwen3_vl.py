@@ -71,4 +71,4 @@ def processor_files() -> dict[str, dict[str, Any]]:
     }
 
 
-CASE = FamilyCase("qwen3_vl", build, encoder_names=("model.visual.",), video_size=(128, 96))
+CASE = FamilyCase("qwen3_vl", build, encoder_names=("model.visual.",), video_size=(128, 96), fewest_frames=2)

@@ -28,4 +28,6 @@ def build(folder: Path, *, seed: int = 0, shard_size: str = "5GB", tie: bool = T
     return save_checkpoint(folder, config, tokenizer, QWEN_TEMPLATE, files, seed=seed, shard_size=shard_size)
 
 
-CASE = FamilyCase("qwen3_vl_moe", build, encoder_names=("model.visual.",), video_size=(128, 96))
+CASE = FamilyCase(
+    "qwen3_vl_moe", build, encoder_names=("model.visual.",), video_size=(128, 96), fewest_frames=2
+)
