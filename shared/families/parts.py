@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 
-PART_TOKEN_COUNTS = {"cpu": 256, "cuda": 4096}
-"""The tower's own tokens in a part. As few as a run can have without losing speed: on
-a CPU that is measured, on a GPU it is a guess."""
+PART_TOKEN_COUNTS = {"cpu": 1024, "cuda": 4096}
+"""The tower's own tokens in a part. A tower on a CPU loses nothing by smaller ones, but the
+prompt's steps do: each reads all of the LLM's weights for the few rows of a part. On a CPU
+this is measured (`benchmarks.video_overlap`), on a GPU it is a guess."""
 
 
 def part_token_count(device_type: str) -> int:

@@ -25,6 +25,7 @@ from protos.llm.v1 import llm_service_pb2
 from protos.media.v1 import media_pb2
 from shared.errors import PerceptError
 from shared.families.base import Features
+from shared.families.parts import PART_TOKEN_COUNTS
 from shared.families.qwen2_vl import Qwen2VLTower
 from shared.rpc.channel import open_channel
 from tests.families import all_cases
@@ -93,6 +94,7 @@ def gate() -> Iterator[Gate]:
             return made.encode(tower, batch)
 
         patch.setattr(Qwen2VLTower, "encode", encode)
+        patch.setitem(PART_TOKEN_COUNTS, "cpu", 256)
         yield made
 
 

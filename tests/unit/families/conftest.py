@@ -12,6 +12,7 @@ from PIL import Image
 from shared.checkpoint import read_checkpoint
 from shared.families import load_family
 from shared.families.base import Family
+from shared.families.parts import PART_TOKEN_COUNTS
 from tests.families import all_variants
 from tests.reference import ReferenceModel
 
@@ -22,6 +23,12 @@ VARIANTS = ("qwen2_vl", "qwen2_5_vl", "llava", "llava_siglip_qwen2", "llava_mist
 """Those of the families that are tested in detail, with transformers in this process."""
 
 Build = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Videos that are small enough for tests have several parts."""
+    monkeypatch.setitem(PART_TOKEN_COUNTS, "cpu", 256)
 
 
 @pytest.fixture(scope="session")
