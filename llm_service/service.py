@@ -230,10 +230,8 @@ def _prompts_and_facts(
     settings: LlmSettings, checkpoint: Checkpoint, family: Family
 ) -> tuple[PromptBuilder, ModelFacts]:
     """Reads tokenizer, template and configs. Slow."""
-    from shared.families.config import model_config
-
-    vocabulary_size = int(model_config(checkpoint).get_text_config().vocab_size)
-    tokenizer = TextTokenizer.load(checkpoint.folder)
+    vocabulary_size = family.vocabulary_size()
+    tokenizer = TextTokenizer.load(checkpoint.folder, family.config())
     limits: dict[Modality, int] = {
         modality: settings.limit_mm_per_prompt.get(modality, DEFAULT_ITEM_LIMIT)
         for modality in family.modalities

@@ -33,11 +33,16 @@ class TextTokenizer:
         self._special_tokens = sorted(self.table.special_tokens)
 
     @classmethod
-    def load(cls, folder: Path) -> TextTokenizer:
-        """Reads a checkpoint's tokenizer. Slow: it imports transformers."""
+    def load(cls, folder: Path, config: Any = None) -> TextTokenizer:
+        """Reads a checkpoint's tokenizer. Slow: it imports transformers.
+
+        Args:
+            config: the model's configuration in transformers' words; None: the folder's own.
+        """
         from transformers import AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(folder))
+        # Without the last argument transformers asks on the console whether to run a checkpoint's code.
+        return cls(AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False))
 
     @property
     def end_token_id(self) -> int | None:

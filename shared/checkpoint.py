@@ -74,7 +74,7 @@ def tensor_files(checkpoint: Checkpoint) -> dict[str, Path]:
     single = checkpoint.folder / WEIGHTS_FILE
     if not single.is_file():
         raise InvalidRequestError(f"{checkpoint.folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
-    return dict.fromkeys(_names_in(single), single)
+    return dict.fromkeys(names_in(single), single)
 
 
 def _indexed_files(index: Path) -> dict[str, Path]:
@@ -88,7 +88,12 @@ def _indexed_files(index: Path) -> dict[str, Path]:
     return {tensor: index.parent / name for tensor, name in files.items()}
 
 
-def _names_in(file: Path) -> list[str]:
+def names_in(file: Path) -> list[str]:
+    """The names of a file's tensors.
+
+    Raises:
+        InvalidRequestError: it is no safetensors file.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

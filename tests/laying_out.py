@@ -21,7 +21,7 @@ class Layouter:
     def __init__(self, folder: Path) -> None:
         family = load_family(read_checkpoint(folder))
         self.layout = family.prompt_layout()
-        self.tokenizer = TextTokenizer.load(folder)
+        self.tokenizer = TextTokenizer.load(folder, family.config())
         self._placeholders = placeholder_ids(self.tokenizer, self.layout, family.modalities)
 
     def token_ids(self, text: str, infos: Sequence[MediaInfo]) -> list[int]:

@@ -366,6 +366,14 @@ class Family(Protocol):
         """Width of an embedding row that the language model takes."""
         ...
 
+    def config(self) -> Any:
+        """The whole model's configuration, fresh, as transformers understands it."""
+        ...
+
+    def vocabulary_size(self) -> int:
+        """Token ids that the language model was configured for."""
+        ...
+
     def extra_widths(self) -> Mapping[str, int]:
         """Tensors that an item has beside its main one, and the width of each; mostly none."""
         ...

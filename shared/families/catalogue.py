@@ -47,6 +47,7 @@ class FamilyFacts:
         video_settings: those that one video may have; None: the same as a picture.
         several: whether one prompt may hold several items.
         notes: what else a user should know; one sentence, or "".
+        other_model_types: further values of `model_type`, of the same model in other layouts.
     """
 
     model_type: str
@@ -58,6 +59,7 @@ class FamilyFacts:
     video_settings: tuple[str, ...] | None = None
     several: bool = True
     notes: str = ""
+    other_model_types: tuple[str, ...] = ()
 
     def settings_of(self, modality: Modality) -> tuple[str, ...]:
         """Processor settings that one item of a modality may have of its own."""
@@ -178,8 +180,8 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         ("microsoft/Phi-4-multimodal-instruct",),
         embedding_fields={"image": EmbeddingFields(("image_embeds",))},
         settings=("dynamic_hd", "num_crops"),
-        notes="In transformers' own layout (on the hub, revision `refs/pr/70`); prompts with pictures are"
-        " computed with the adapter in `vision-lora/`.",
+        notes="Prompts with pictures are computed with the checkpoint's adapter for them.",
+        other_model_types=("phi4mm",),
     ),
     FamilyFacts(
         "qwen2_5_vl",
@@ -255,7 +257,7 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
 )
 """All families."""
 
-_BY_MODEL_TYPE = {facts.model_type: facts for facts in CATALOGUE}
+_BY_MODEL_TYPE = {name: facts for facts in CATALOGUE for name in (facts.model_type, *facts.other_model_types)}
 
 
 def facts_of(model_type: str) -> FamilyFacts | None:

@@ -108,6 +108,7 @@ def load_decoder(
     make: Callable[[nn.Module, Any, int], Decoder] = Decoder,
     fits: Mapping[str, Fit] = MappingProxyType({}),
     renamed: Mapping[str, str] = MappingProxyType({}),
+    read_apart: tuple[str, ...] = (),
 ) -> Decoder:
     """Loads the LLM half of a checkpoint.
 
@@ -121,6 +122,7 @@ def load_decoder(
         make: makes the decoder from its module, its text configuration and `axes`.
         fits: see `load_half`.
         renamed: see `load_half`.
+        read_apart: see `load_half`.
 
     Raises:
         InvalidRequestError: weights that do not fit.
@@ -133,5 +135,5 @@ def load_decoder(
         size, vocabulary = text_config.hidden_size, text_config.vocab_size
         return DecoderModule(build(text_config), size, vocabulary, bool(config.tie_word_embeddings))
 
-    module = load_half(build_half, checkpoint, "language", prefixes, device, dtype, fits, renamed)
+    module = load_half(build_half, checkpoint, "language", prefixes, device, dtype, fits, renamed, read_apart)
     return make(module, text_config, axes)

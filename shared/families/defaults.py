@@ -48,11 +48,19 @@ class CommonFamily:
 
     def context_length(self) -> int:
         """See `Family`."""
-        return int(model_config(self._checkpoint).get_text_config().max_position_embeddings)
+        return int(self.config().get_text_config().max_position_embeddings)
 
     def hidden_size(self) -> int:
         """See `Family`."""
-        return int(model_config(self._checkpoint).get_text_config().hidden_size)
+        return int(self.config().get_text_config().hidden_size)
+
+    def vocabulary_size(self) -> int:
+        """See `Family`."""
+        return int(self.config().get_text_config().vocab_size)
+
+    def config(self) -> Any:
+        """See `Family`."""
+        return model_config(self._checkpoint)
 
     def extra_widths(self) -> Mapping[str, int]:
         """See `Family`. None."""

@@ -1,46 +1,25 @@
-"""Low-rank adapters (LoRA) beside a checkpoint's weights, in the layout of the PEFT library.
+"""Low-rank adapters (LoRA) on a loaded model.
 
 An adapter adds (alpha / rank) x B A to matrices of a model (Hu et al. 2021, equation 3).
 Here matrices stay as they are and the addition is made to the rows of those sequences
 that an adapter is for, so that one step holds rows of several adapters and of none.
 
-Knows files, names and the arithmetic. Does not know which prompt takes which adapter.
+Knows the arithmetic. Does not know files' layouts, nor which prompt takes which adapter.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 from torch.nn import functional
 
 from shared.errors import InvalidRequestError
 from shared.families.base import RowRun
-from shared.families.lora_files import CONFIG_FILE, WEIGHTS_FILE
-
-_PREFIX = "base_model.model."
-"""What PEFT puts before a module's name."""
-
-_ENDS = (".lora_A.weight", ".lora_B.weight")
-
-_FALSE_OR_ABSENT = (
-    "alpha_pattern",
-    "bias",
-    "fan_in_fan_out",
-    "layers_to_transform",
-    "lora_bias",
-    "modules_to_save",
-    "rank_pattern",
-    "use_dora",
-)
-"""Fields of PEFT's configuration that ask for more than the sum above; "none" counts as absent."""
+from shared.families.lora_files import NARROW, WIDEN, Adapter
 
 _SHOWN_NAMES = 4
 
@@ -114,11 +93,11 @@ class AdaptedLinear(nn.Module):
         return output
 
 
-def attach_adapters(model: nn.Module, folders: Mapping[str, Path]) -> AdaptedRows:
-    """Puts the adapters of some folders on a loaded model, where its weights are and in their type.
+def attach_adapters(model: nn.Module, adapters: Mapping[str, Adapter]) -> AdaptedRows:
+    """Reads adapters onto a loaded model, where its weights are and in their type.
 
     Args:
-        folders: by the adapter's name.
+        adapters: by the name that runs of rows have as their variant.
 
     Returns:
         What chooses rows, before each run of the model.
@@ -128,99 +107,56 @@ def attach_adapters(model: nn.Module, folders: Mapping[str, Path]) -> AdaptedRow
     """
     rows = AdaptedRows()
     linears = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    adapters = {name: _read_adapter(folder, linears) for name, folder in folders.items()}
+    read = {name: _read(adapter, linears) for name, adapter in adapters.items()}
     for path, linear in linears.items():
-        pairs = {name: adapter[path] for name, adapter in adapters.items() if path in adapter}
+        pairs = {name: layers[path] for name, layers in read.items() if path in layers}
         if pairs:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, AdaptedLinear(linear, pairs, rows))
     return rows
 
 
-def _read_adapter(folder: Path, linears: Mapping[str, nn.Linear]) -> dict[str, Pair]:
+def _read(adapter: Adapter, linears: Mapping[str, nn.Linear]) -> dict[str, Pair]:
     """An adapter's pairs by the name of the layer that each is for."""
-    config = _read_config(folder)
-    rank, scale = _rank_and_scale(folder, config)
-    tensors = _read_tensors(folder)
-    is_target = _target_test(folder, config)
-    wanted = {f"{path}{end}" for path in linears if is_target(path) for end in _ENDS}
-    for what, names in (("lacks", wanted - set(tensors)), ("holds unknown weights", set(tensors) - wanted)):
+    targets = {path: linear for path, linear in linears.items() if adapter.is_target(path)}
+    wanted = {f"{path}{end}" for path in targets for end in (NARROW, WIDEN)}
+    found = set(adapter.names)
+    for what, names in (("lacks", wanted - found), ("holds unknown weights", found - wanted)):
         if names:
             shown = ", ".join(sorted(names)[:_SHOWN_NAMES])
             more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-            raise InvalidRequestError(f"{folder / WEIGHTS_FILE} {what}: {shown}{more}")
-    return {
-        path: _pair(folder, path, linear, tensors, rank, scale)
-        for path, linear in linears.items()
-        if is_target(path)
-    }
+            raise InvalidRequestError(f"{adapter.place}, an adapter, {what}: {shown}{more}")
+    tensors = _read_tensors(adapter)
+    return {path: _pair(adapter, path, linear, tensors) for path, linear in targets.items()}
 
 
-def _pair(
-    folder: Path, path: str, linear: nn.Linear, tensors: Mapping[str, torch.Tensor], rank: int, scale: float
-) -> Pair:
-    shapes = ((rank, linear.in_features), (linear.out_features, rank))
+def _pair(adapter: Adapter, path: str, linear: nn.Linear, tensors: Mapping[str, torch.Tensor]) -> Pair:
+    shapes = {NARROW: (adapter.rank, linear.in_features), WIDEN: (linear.out_features, adapter.rank)}
     narrow, widen = (
-        _checked(folder, f"{path}{end}", tensors[f"{path}{end}"], shape).to(
-            linear.weight.device, linear.weight.dtype
+        # A copy: a view into the mapped file would keep the file's pages.
+        _checked(adapter, f"{path}{end}", tensors[f"{path}{end}"], shape).to(
+            linear.weight.device, linear.weight.dtype, copy=True
         )
-        for end, shape in zip(_ENDS, shapes, strict=True)
+        for end, shape in shapes.items()
     )
-    return Pair(narrow, widen, scale)
+    return Pair(narrow, widen, adapter.scale)
 
 
-def _checked(folder: Path, name: str, tensor: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+def _checked(adapter: Adapter, name: str, tensor: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     if tensor.shape != shape or not tensor.is_floating_point():
         raise InvalidRequestError(
-            f"{folder / WEIGHTS_FILE}: {name} holds {tensor.dtype} {tuple(tensor.shape)};"
+            f"{adapter.place}: {name} holds {tensor.dtype} {tuple(tensor.shape)};"
             f" the model implies numbers of the shape {shape}"
         )
     return tensor
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / CONFIG_FILE
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidRequestError(f"{file} cannot be read: {error}") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise InvalidRequestError(f"{file} does not describe a LoRA adapter")
-    for name in _FALSE_OR_ABSENT:
-        value = config.get(name)
-        if value and value != "none":
-            raise InvalidRequestError(f"{file}: adapters with {name} = {value!r} are not supported")
-    return config
-
-
-def _rank_and_scale(folder: Path, config: Mapping[str, Any]) -> tuple[int, float]:
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    whole = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
-    if not whole or not isinstance(alpha, int | float) or isinstance(alpha, bool):
-        raise InvalidRequestError(f"{folder / CONFIG_FILE} needs a rank r of at least 1 and a lora_alpha")
-    assert isinstance(rank, int)
-    return rank, alpha / (rank**0.5 if config.get("use_rslora") else rank)
-
-
-def _target_test(folder: Path, config: Mapping[str, Any]) -> Callable[[str], bool]:
-    """Whether a layer's name is meant by `target_modules`: an expression for whole names, or their ends."""
-    targets = config.get("target_modules")
-    if isinstance(targets, str):
-        try:
-            pattern = re.compile(targets)
-        except re.error as error:
-            raise InvalidRequestError(f"{folder / CONFIG_FILE}: target_modules: {error}") from error
-        return lambda name: pattern.fullmatch(name) is not None
-    if isinstance(targets, list) and targets and all(isinstance(target, str) for target in targets):
-        return lambda name: any(name == target or name.endswith(f".{target}") for target in targets)
-    raise InvalidRequestError(f"{folder / CONFIG_FILE} names no target_modules")
-
-
-def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors by the layer's name and one of `_ENDS`."""
-    file = folder / WEIGHTS_FILE
-    try:
+def _read_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """The tensors by their names in `adapter.names`."""
+    values = {}
+    for file in sorted({file for _, file in adapter.names.values()}):
         with safe_open(file, framework="pt") as tensors:
-            return {name.removeprefix(_PREFIX): tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InvalidRequestError(f"{file} cannot be read: {error}") from error
+            for name, (stored, stored_in) in adapter.names.items():
+                if stored_in == file:
+                    values[name] = tensors.get_tensor(stored)
+    return values

@@ -6,7 +6,6 @@ Knows the modeling code's parts. Does not know which prompt takes which adapter.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,14 +15,17 @@ from shared.families.base import RowRun
 from shared.families.decoder import Decoder
 from shared.families.longrope import LongRope, switch_length
 from shared.families.lora import attach_adapters
+from shared.families.lora_files import Adapter
 
 
 class Phi4Decoder(Decoder):
     """The LLM half with its weights and adapters; see `ChoosesByRow`."""
 
-    def __init__(self, module: nn.Module, text_config: Any, axes: int, adapters: Mapping[str, Path]) -> None:
+    def __init__(
+        self, module: nn.Module, text_config: Any, axes: int, adapters: Mapping[str, Adapter]
+    ) -> None:
         """Args:
-        adapters: folders by the variant that each makes.
+        adapters: by the variant that each makes.
         """
         super().__init__(module, text_config, axes)
         self.variants = frozenset(adapters)

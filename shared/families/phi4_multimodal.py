@@ -1,8 +1,9 @@
 """Phi-4-multimodal: pictures in tiles of their own resolution, adapters for prompts with pictures, and
 rotary frequencies that depend on a sequence's length.
 
-Knows both halves of the family, each made apart. Speech is not served: its tensors stay
-unread. Does not know who runs the halves.
+Takes checkpoints in transformers' layout, with adapters in folders, and as the authors
+published them (`phi4_original.py`). Knows both halves of the family, each made apart.
+Speech is not served: its tensors stay unread. Does not know who runs the halves.
 """
 
 from __future__ import annotations
@@ -30,11 +31,19 @@ from shared.families.base import (
     RawTensor,
     Tower,
 )
-from shared.families.config import model_config
 from shared.families.defaults import CommonFamily, InOneGo, PicturesAlone
 from shared.families.dynamic_hd import Tiling
 from shared.families.embeddings import check_fields, check_rows
 from shared.families.image_processor import check_shape, read_image_settings
+from shared.families.lora_files import Adapter, adapter_in, has_adapter
+from shared.families.phi4_original import (
+    ADAPTER_ENDS,
+    IMAGE_PROCESSOR,
+    RENAMED,
+    adapter_of,
+    is_original,
+    native_config,
+)
 from shared.families.plain_layout import PlainLayout
 from shared.families.video_settings import FrameRecipe, read_recipe
 
@@ -55,6 +64,9 @@ PICTURE = "picture"
 
 MOST_TILES = ("dynamic_hd", "num_crops")
 """The setting by transformers' name and by vLLM's."""
+
+IMAGE_TEXT = "<|endoftext10|>"
+"""The placeholder where the tokenizer's configuration says nothing of it, as on the hub."""
 
 VISION = "vision"
 ADAPTER_FOLDERS: Mapping[str, str] = {VISION: "vision-lora"}
@@ -142,7 +154,7 @@ def image_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     settings = dict(IMAGE_DEFAULTS) | read_image_settings(checkpoint)
     kind = str(settings.get("image_processor_type", "")).removesuffix("Fast")
-    if kind != "Phi4MultimodalImageProcessor":
+    if kind not in ("Phi4MultimodalImageProcessor", IMAGE_PROCESSOR):
         raise InvalidRequestError(
             f"{checkpoint.folder}: image_processor_type is {kind!r}, which is not Phi-4's"
         )
@@ -278,42 +290,50 @@ class Phi4MultimodalFamily(CommonFamily):
 
     model_type = "phi4_multimodal"
 
+    def config(self) -> Any:
+        """See `Family`."""
+        original = is_original(self._checkpoint)
+        return native_config(self._checkpoint) if original else super().config()
+
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
-        return Phi4Preprocessor(self._checkpoint, model_config(self._checkpoint))
+        return Phi4Preprocessor(self._checkpoint, self.config())
 
     def tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """See `Family`."""
         from shared.families.weights import load_half
 
-        config, settings = model_config(self._checkpoint), image_settings(self._checkpoint)
+        config, settings = self.config(), image_settings(self._checkpoint)
         tiling = read_tiling(self._checkpoint, config, settings)
         config.vision_config._attn_implementation = "sdpa"
         module = load_half(
-            lambda: _build_image_embedding(config), self._checkpoint, "encoder", PREFIXES, device, dtype
+            lambda: _build_image_embedding(config),
+            self._checkpoint,
+            "encoder",
+            PREFIXES,
+            device,
+            dtype,
+            renamed=RENAMED,
+            read_apart=ADAPTER_ENDS,
         )
         return Phi4Tower(module, self.hidden_size(), tiling, read_recipe(settings))
 
     def prompt_layout(self) -> PromptLayout:
         """See `Family`."""
-        from shared.families.lora_files import has_adapter
-
         vision = self._checkpoint.config.get("vision_config") or {}
-        plain = PlainLayout(int(vision.get("image_token_id", 200010)), self._image_text())
-        adapted = has_adapter(self._checkpoint.folder / ADAPTER_FOLDERS[VISION])
-        return Phi4Layout(plain, VISION if adapted else "")
+        image_id = int(vision.get("image_token_id", 200010))
+        plain = PlainLayout(image_id, self._image_text(image_id))
+        return Phi4Layout(plain, VISION if VISION in self._adapters() else "")
 
     def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
         """See `Family`. Adapters are read where the checkpoint has them."""
         from shared.families.decoder import load_decoder
-        from shared.families.lora_files import has_adapter
         from shared.families.phi4_decoder import Phi4Decoder, build_text_model
 
-        folders = {name: self._checkpoint.folder / folder for name, folder in ADAPTER_FOLDERS.items()}
-        adapters = {name: folder for name, folder in folders.items() if has_adapter(folder)}
+        adapters = self._adapters()
         return load_decoder(
             build_text_model,
-            model_config(self._checkpoint),
+            self.config(),
             self._checkpoint,
             PREFIXES,
             device,
@@ -321,9 +341,19 @@ class Phi4MultimodalFamily(CommonFamily):
             attention_name,
             axes=1,
             make=lambda module, config, axes: Phi4Decoder(module, config, axes, adapters),
+            renamed=RENAMED,
+            read_apart=ADAPTER_ENDS,
         )
 
-    def _image_text(self) -> str:
+    def _adapters(self) -> dict[str, Adapter]:
+        """Those that the checkpoint has, by the variant that each makes."""
+        if is_original(self._checkpoint):
+            among = {name: adapter_of(self._checkpoint, name) for name in ADAPTER_FOLDERS}
+            return {name: adapter for name, adapter in among.items() if adapter is not None}
+        folders = {name: self._checkpoint.folder / folder for name, folder in ADAPTER_FOLDERS.items()}
+        return {name: adapter_in(folder) for name, folder in folders.items() if has_adapter(folder)}
+
+    def _image_text(self, image_id: int) -> str:
         """The placeholder's text, as the tokenizer's configuration names it."""
         file = self._checkpoint.folder / "tokenizer_config.json"
         try:
@@ -333,7 +363,8 @@ class Phi4MultimodalFamily(CommonFamily):
         named = settings.get("extra_special_tokens")
         if isinstance(named, dict) and "image_token" in named:
             return str(named["image_token"])
-        return str(settings.get("image_token", "<|image|>"))
+        added = settings.get("added_tokens_decoder", {}).get(str(image_id), {})
+        return str(settings.get("image_token") or added.get("content", IMAGE_TEXT))
 
 
 def _build_image_embedding(config: Any) -> nn.Module:

@@ -45,6 +45,7 @@ def load_half(
     dtype: torch.dtype,
     fits: Mapping[str, Fit] = MappingProxyType({}),
     renamed: Mapping[str, str] = MappingProxyType({}),
+    read_apart: tuple[str, ...] = (),
 ) -> nn.Module:
     """Builds a module and fills it with its half of a checkpoint.
 
@@ -59,6 +60,7 @@ def load_half(
         dtype: their element type. Computed buffers keep theirs.
         fits: by the ending of a tensor's name, how to bring it to its shape.
         renamed: ends of names in older files, and the module's own ends.
+        read_apart: ends of names in the files that are passed over here, as the caller reads them.
 
     Raises:
         InvalidRequestError: a tensor is missing, unknown or of a wrong shape.
@@ -66,7 +68,9 @@ def load_half(
     with _parameters_without_memory():
         module = build()
     wanted = module.state_dict()
-    found = _names_of(half, tensor_files(checkpoint), prefixes, renamed)
+    files = tensor_files(checkpoint)
+    files = {name: file for name, file in files.items() if not name.endswith((*_COMPUTED, *read_apart))}
+    found = _names_of(half, files, prefixes, renamed)
     tied = _tied_output(checkpoint, module, found)
     missing = {_with_old_end(name, renamed) for name in set(wanted) - set(found) - tied}
     _check_names(half, checkpoint, missing, unknown=set(found) - set(wanted))
@@ -102,8 +106,6 @@ def _names_of(
     """Maps the module's names of a half's tensors to the file's names and files."""
     found = {}
     for name, file in files.items():
-        if name.endswith(_COMPUTED):
-            continue
         prefix = max((p for p in prefixes if name.startswith(p)), key=len, default=None)
         if prefix is None:
             raise InvalidRequestError(f"{file} holds {name}, which belongs to no known part of the model")

@@ -18,7 +18,7 @@ from shared.errors import InvalidRequestError
 from shared.families import load_family
 from shared.families.base import RowRun
 from shared.families.lora import AdaptedRows, attach_adapters
-from shared.families.lora_files import CONFIG_FILE, WEIGHTS_FILE
+from shared.families.lora_files import CONFIG_FILE, WEIGHTS_FILE, adapter_in
 from tests.unit.families.conftest import Build
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def test_each_row_has_its_own_adapter(tmp_path: Path) -> None:
     other = write(tmp_path / "other", model, "second", rank=4, use_rslora=True)
     states = torch.randn(1, 9, 8)
     plain = model(states)
-    chosen = attach_adapters(model, {"one": one, "other": other})
+    chosen = attach_adapters(model, {"one": adapter_in(one), "other": adapter_in(other)})
     runs = [RowRun(0, 2, "one", False), RowRun(2, 1, "", False), RowRun(3, 4, "other", True)]
     runs += [RowRun(7, 1, "", False), RowRun(8, 1, "one", False)]
     chosen.choose(runs, CPU)
@@ -114,6 +114,10 @@ def break_weights(folder: Path) -> None:
     (folder / WEIGHTS_FILE).write_bytes(b"no tensors")
 
 
+def lose_weights(folder: Path) -> None:
+    (folder / WEIGHTS_FILE).unlink()
+
+
 def break_config(folder: Path) -> None:
     (folder / CONFIG_FILE).write_text("{")
 
@@ -128,7 +132,7 @@ def break_config(folder: Path) -> None:
         ),
         (change_tensors(lambda all_: all_ | {LAST: all_[LAST][:-1].clone()}), r"shape \(64, 8\)"),
         (change_tensors(lambda all_: all_ | {LAST: all_[LAST].to(torch.int8)}), "holds torch.int8"),
-        (change_config(peft_type="IA3"), "no|not describe a LoRA adapter"),
+        (change_config(peft_type="IA3"), "does not describe a LoRA adapter"),
         (change_config(use_dora=True), "use_dora = True are not supported"),
         (change_config(bias="all"), "bias = 'all' are not supported"),
         (change_config(rank_pattern={"o_proj": 2}), "rank_pattern"),
@@ -137,7 +141,8 @@ def break_config(folder: Path) -> None:
         (change_config(lora_alpha=None), "lora_alpha"),
         (change_config(target_modules="("), "target_modules"),
         (change_config(target_modules=None), "names no target_modules"),
-        (break_weights, "cannot be read"),
+        (break_weights, "no safetensors file"),
+        (lose_weights, "holds no adapter_model.safetensors"),
         (break_config, "cannot be read"),
     ],
 )
