@@ -7,10 +7,12 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from llm_service.engine.batch import SampledToken, ScheduledSequence
 from llm_service.engine.sequence import Sequence
 from tests.asking import picture
 from tests.families.phi4_multimodal import CASE, SWITCH
@@ -120,3 +122,24 @@ def test_the_adapter_and_the_frequencies_count(scene: Scene) -> None:
     short = scene.add(long, [])
     short.switched = False
     assert scene.driver.generate([short], COUNT) != [scene.expected(long, [])]
+
+
+def test_recorded_steps_are_for_plain_rows_alone(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording computes every row in the plain way; one row that needs another keeps the step from it."""
+    runner, replayed = scene.driver.runner, []
+
+    def replay(graphs: Any, items: list[ScheduledSequence]) -> list[SampledToken]:
+        replayed.append([item.sequence.sequence_id for item in items])
+        return [SampledToken(item.sequence.sequence_id, 5) for item in items]
+
+    text, shown = f"look: {MARK} what is this?", picture(1, CASE.sizes[0])
+    plain, adapted = scene.add("hello", []), scene.add(text, [shown])
+    long = scene.add(scene.text_of(SWITCH + 40, "what is it?"), [])
+    scene.driver.step([(each, 4096) for each in (plain, adapted, long)])
+    monkeypatch.setattr(runner, "_graphs", object())
+    monkeypatch.setattr(runner, "_replay", replay)
+    scene.driver.step([(plain, 1), (adapted, 1)])
+    scene.driver.step([(plain, 1), (long, 1)])
+    assert replayed == []
+    scene.driver.step([(plain, 1)])
+    assert replayed == [[plain.sequence_id]]
