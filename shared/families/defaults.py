@@ -104,7 +104,7 @@ class PlainTextFamily(CommonFamily):
 
     def _config(self) -> Any:
         """The configuration, fresh; a family may refuse it here."""
-        return model_config(self._checkpoint)
+        return self.config()
 
 
 def _build_text_model(config: Any) -> nn.Module:
