@@ -104,7 +104,8 @@ class Phi4Preprocessor(PicturesAlone):
     def preprocess_image(self, picture: Image.Image, settings: Mapping[str, Any]) -> Features:
         """See `Preprocessor`. The picture stays as it is; the tower resizes it.
 
-        Settings: `dynamic_hd`, or `num_crops`, the most tiles, up to the checkpoint's own.
+        Settings: `dynamic_hd`, or `num_crops`, the most tiles, up to the checkpoint's own; of
+        both the smaller, as a server may have set one and a request the other.
         """
         most = self._most_tiles(settings)
         check_shape(picture)
@@ -130,7 +131,7 @@ class Phi4Preprocessor(PicturesAlone):
         """The most tiles for a picture.
 
         Raises:
-            InvalidRequestError: a setting is unknown or out of bounds, or two differ.
+            InvalidRequestError: a setting is unknown or out of bounds.
         """
         for name, value in settings.items():
             if name not in MOST_TILES:
@@ -140,10 +141,7 @@ class Phi4Preprocessor(PicturesAlone):
             whole = isinstance(value, int) and not isinstance(value, bool)
             if not whole or not 1 <= value <= self._most:
                 raise InvalidRequestError(f"{name} is a whole number from 1 to {self._most}")
-        given = set(settings.values())
-        if len(given) > 1:
-            raise InvalidRequestError(f"{' and '.join(MOST_TILES)} are one setting; they differ")
-        return int(given.pop()) if given else self._most
+        return min([self._most, *map(int, settings.values())])
 
 
 def image_settings(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from PIL import Image
 from shared.checkpoint import read_checkpoint
 from shared.errors import BadEmbeddingsError, BadMediaError, InvalidRequestError
 from shared.families import load_family
-from shared.families.base import Family, MediaInfo, RawTensor
+from shared.families.base import Family, Grid, MediaInfo, RawTensor
 from shared.families.dynamic_hd import Tiling
 from tests.asking import picture
 from tests.families.phi4_multimodal import CASE
@@ -77,13 +77,18 @@ def test_cells_of_an_odd_number_of_patches(odd: int) -> None:
         {"num_crops": 2.0},
         {"num_crops": True},
         {"num_crops": "2"},
-        {"dynamic_hd": 2, "num_crops": 3},
         {"max_pixels": 3136},
     ],
 )
 def test_other_settings_are_refused(settings: dict[str, Any], family: GetFamily) -> None:
     with pytest.raises(InvalidRequestError, match=next(iter(settings))):
         family(NAME).preprocessor().preprocess_image(Image.new("RGB", (60, 60)), settings)
+
+
+def test_the_smaller_of_two_settings_counts(family: GetFamily) -> None:
+    preprocessor, shown = family(NAME).preprocessor(), Image.new("RGB", (300, 300))
+    for settings in ({"dynamic_hd": 1, "num_crops": 4}, {"dynamic_hd": 4, "num_crops": 1}):
+        assert preprocessor.preprocess_image(shown, settings).info.grids == (Grid(1, 1, 1),)
 
 
 @pytest.mark.parametrize("size", [(1, 60), (60, 1), (8, 400), (1, 5000)])

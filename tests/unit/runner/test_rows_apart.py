@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from llm_service.engine.batch import SampledToken, ScheduledSequence
+from llm_service.engine.engine import Engine
+from llm_service.engine.messages import AddSequence, EngineStatus, StepReport, StoppingSettings
 from llm_service.engine.sequence import Sequence
 from tests.asking import picture
 from tests.families.phi4_multimodal import CASE, SWITCH
 from tests.laying_out import Layouter
 from tests.oracle import Oracle
-from tests.unit.runner.driver import Checkpoint, Driver
+from tests.unit.runner.driver import BLOCK_SIZE, GREEDY, Checkpoint, Driver
 
 COUNT = 12
 MARK = "<|image|>"
@@ -143,3 +146,59 @@ def test_recorded_steps_are_for_plain_rows_alone(scene: Scene, monkeypatch: pyte
     assert replayed == []
     scene.driver.step([(plain, 1)])
     assert replayed == [[plain.sequence_id]]
+
+
+class NoArena:
+    """Sequences without media read nothing."""
+
+    def view(self, offset: int, byte_count: int, /) -> memoryview:
+        raise AssertionError("rows of a sequence that has none")
+
+
+def test_the_engine_computes_again_what_passes_the_switch(scene: Scene) -> None:
+    """Twice, so that the second time both kinds of blocks are found; beside others that stay as they are."""
+    texts = [
+        "hello, who are you?",
+        scene.text_of(SWITCH - COUNT // 2, "hello"),
+        scene.text_of(SWITCH + 40, "what is it?"),
+    ]
+    runner, found = scene.driver.runner, list[EngineStatus]()
+    engine = Engine(
+        runner,
+        NoArena(),
+        block_count=runner.block_count,
+        block_size=BLOCK_SIZE,
+        max_model_len=4096,
+        max_num_seqs=8,
+        max_num_batched_tokens=700,
+        switch_length=runner.switch_length,
+    )
+    for _ in range(2):
+        assert answers(engine, [scene.front.token_ids(text, []) for text in texts]) == [
+            scene.expected(text, []) for text in texts
+        ]
+        engine.check_integrity()
+        found.append(engine.status())
+    assert found[0].prefix_hit_token_count == 0 < found[1].prefix_hit_token_count
+    assert found[1].preemption_count == 0
+
+
+def answers(engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
+    """Greedy tokens of prompts that run at once."""
+    tokens: dict[int, list[int]] = {}
+    ended: set[int] = set()
+    for number, prompt in enumerate(prompts):
+        sequence_id = 100 * (1 + engine.status().step_count) + number
+        tokens[sequence_id] = []
+        flat = np.asarray(prompt, dtype="<i4").tobytes()
+        places = np.arange(len(prompt), dtype="<i4").tobytes()
+        stopping = StoppingSettings(max_token_count=COUNT)
+        engine.receive(AddSequence(sequence_id, flat, places, 1, len(prompt), [], GREEDY, stopping, 0.0))
+    while ended < tokens.keys():
+        engine.step()
+        for message in engine.take_messages():
+            assert isinstance(message, StepReport), message
+            for token in message.tokens:
+                tokens[token.sequence_id].append(token.token_id)
+            ended.update(message.ended)
+    return list(tokens.values())
