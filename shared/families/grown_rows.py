@@ -34,7 +34,7 @@ def grow_rows(
     """
     count = sum(token == row_id for token in token_ids)
     if count != len(runs):
-        raise InvalidRequestError(f"the prompt has {count} places for {len(runs)} runs of rows")
+        raise InvalidRequestError(f"the prompt has {count} places for {len(runs)} pictures, tiles or frames")
     expanded: list[int] = []
     spans: list[Span] = []
     for token in token_ids:

@@ -161,7 +161,7 @@ def test_places_and_rows_that_do_not_fit_are_refused() -> None:
     assert layout.item_text("video", two_frames) == (
         "Frame1: <img><IMG_CONTEXT></img>\nFrame2: <img><IMG_CONTEXT></img>"
     )
-    with pytest.raises(InvalidRequestError, match="1 places for 2 pictures and frames"):
+    with pytest.raises(InvalidRequestError, match="1 places for 2 pictures, tiles or frames"):
         layout.expand([1, 9], [two_frames])
     with pytest.raises(InvalidRequestError, match="item 0 has 3 rows in 2 frames"):
         layout.expand([9, 9], [MediaInfo(3, (Grid(2, 1, 1),))])
