@@ -1,4 +1,4 @@
-"""The reference: plain transformers on the whole checkpoint, in float32 on the CPU.
+"""The reference: plain transformers on the whole checkpoint, on the CPU and in float32 by default.
 
 Expands placeholders and finds pixels without Percept's code, so that both can
 be wrong only apart.
@@ -17,12 +17,14 @@ from PIL import Image
 class ReferenceModel:
     """A whole checkpoint in transformers, answering greedily."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dtype: str = "float32") -> None:
         import torch
         import transformers
         from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=getattr(torch, dtype)
+        ).eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         settings = json.loads((folder / "preprocessor_config.json").read_text())
         processor_class = getattr(transformers, settings["image_processor_type"].removesuffix("Fast") + "Pil")
@@ -87,6 +89,10 @@ class ReferenceModel:
         """Rows of each picture, (rows, hidden), from transformers' own `get_image_features`."""
         import torch
 
+        dtype = self.model.dtype
+        features = {
+            key: value.to(dtype) if value.is_floating_point() else value for key, value in features.items()
+        }
         with torch.no_grad():
             output = self.model.get_image_features(**features)
         pooled = output.pooler_output if hasattr(output, "pooler_output") else output

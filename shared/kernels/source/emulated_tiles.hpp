@@ -80,6 +80,11 @@ inline void load(const void *rows, int64_t stride) {
 }
 
 template <int TILE>
+inline void load_passing(const void *rows, int64_t stride) {
+    load<TILE>(rows, stride);
+}
+
+template <int TILE>
 inline void store(void *rows, int64_t stride) {
     const Register &tile = used(TILE);
     for (int row = 0; row < tile.rows; row++) {

@@ -7,6 +7,7 @@
 #include "attention.hpp"
 #include "rows.hpp"
 #include "threads.hpp"
+#include "tile_layer.hpp"
 
 #include <system_error>
 
@@ -72,9 +73,13 @@ class Linear {
     }
 
     void run(Team &team) const {
+#if defined(PERCEPT_TILES)
+        if constexpr (std::is_same_v<Type, BFloat16>) {
+            if (rows_ >= TileLayer::FEWEST_ROWS && has_tiles()) return run_on_tiles(team);
+        }
+#endif
         // Few panels and many rows: the rows are shared out, too.
         int64_t parts = std::clamp<int64_t>(4 * team.size() / panels_, 1, std::max<int64_t>(1, (rows_ + 47) / 48));
-        parts = std::max(parts, (rows_ - 1) / rows_of_part<Type>(units_) + 1);
         int64_t items = panels_ * parts;
         for_items(team, items, rows_ <= 8 * TILE_ROWS ? share(items, team.size()) : 1, [&](int64_t item) {
             int64_t panel = item % panels_, part = item / panels_;
@@ -83,6 +88,25 @@ class Linear {
     }
 
   private:
+#if defined(PERCEPT_TILES)
+    void run_on_tiles(Team &team) const {
+        TileLayer layer((const Element *)o_.input, o_.input_stride, rows_, (const Words *)o_.weight, units_, panels_,
+                        team.size());
+        for_items(team, layer.items(), 1, [&](int64_t item) {
+            layer.compute(item, [&](int64_t panel, int64_t row, Floats low, Floats high) {
+                fetch_output(panel, row + 2 * TILE);
+                finish(panel, row, low, high);
+            });
+        });
+    }
+
+    // Some rows ahead: a line of far memory takes as long as several rows.
+    void fetch_output(int64_t panel, int64_t row) const {
+        int64_t column = panel * (o_.activation == SILU_GATE ? LANES : PANEL), size = o_.wide ? 4 : sizeof(Element);
+        __builtin_prefetch((const char *)o_.output + (row * o_.output_stride + column) * size, 1, 3);
+    }
+#endif
+
     void compute(int64_t panel, int64_t first, int64_t end) const {
         const Words *packed = (const Words *)o_.weight + panel * units_ * 2;
         const Element *rows = (const Element *)o_.input + first * o_.input_stride;
@@ -193,6 +217,7 @@ void attend(Team &team, const Operation &o) {
 template <typename Type>
 void pack(Team &team, const Operation &o) {
     typedef typename Type::Element Element;
+    prefer_large_pages(o.output, panels_of(o) * units_of<Type>(o.depth) * 2 * (int64_t)sizeof(Words));
     for_items(team, panels_of(o), 1, [&](int64_t panel) {
         const Element *rows[PANEL];
         for (int column = 0; column < PANEL; column++) {

@@ -67,6 +67,12 @@ inline void load(const void *rows, int64_t stride) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(stride), "i"(TILE) : "memory");
 }
 
+// As `load`, of what is not read again soon: it need not stay in the innermost cache.
+template <int TILE>
+inline void load_passing(const void *rows, int64_t stride) {
+    asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(stride), "i"(TILE) : "memory");
+}
+
 template <int TILE>
 inline void store(void *rows, int64_t stride) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(rows), "r"(stride), "i"(TILE) : "memory");

@@ -68,6 +68,37 @@ class Fetch {
     int64_t lines_ = 0;
 };
 
+// Tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 weights.
+template <int HEIGHT>
+inline void clear_sums() {
+    tiles::clear<0>();
+    tiles::clear<1>();
+    if constexpr (HEIGHT == 2) {
+        tiles::clear<2>();
+        tiles::clear<3>();
+    }
+}
+
+template <int HEIGHT>
+inline void load_sums(const float *sums, int64_t stride) {
+    tiles::load<0>(sums, stride);
+    tiles::load<1>(sums + LANES, stride);
+    if constexpr (HEIGHT == 2) {
+        tiles::load<2>(sums + TILE * stride / 4, stride);
+        tiles::load<3>(sums + TILE * stride / 4 + LANES, stride);
+    }
+}
+
+template <int HEIGHT>
+inline void store_sums(float *sums, int64_t stride) {
+    tiles::store<0>(sums, stride);
+    tiles::store<1>(sums + LANES, stride);
+    if constexpr (HEIGHT == 2) {
+        tiles::store<2>(sums + TILE * stride / 4, stride);
+        tiles::store<3>(sums + TILE * stride / 4 + LANES, stride);
+    }
+}
+
 // One panel, and blocks of 16 or 32 rows that are multiplied with it, or a block of fewer.
 class TilePanel {
   public:
@@ -84,8 +115,8 @@ class TilePanel {
     // Sums of `16 * HEIGHT` rows and 32 columns, row by row, or what is there and these. Strides are in bytes.
     template <int HEIGHT, bool ADDS = false>
     void multiply(const char *rows, int64_t stride, int64_t pass, float *sums, int64_t sums_stride = UNIT_BYTES) {
-        if constexpr (ADDS) load<HEIGHT>(sums, sums_stride);
-        else clear<HEIGHT>();
+        if constexpr (ADDS) load_sums<HEIGHT>(sums, sums_stride);
+        else clear_sums<HEIGHT>();
         const char *weights = panel_;
         Fetch fetch = fetch_of(pass);
         for (int64_t step = 0, steps = steps_; step < steps; step++, weights += STEP_BYTES) {
@@ -93,31 +124,10 @@ class TilePanel {
             add<HEIGHT>(rows + step * 64, stride, weights);
         }
         if (left_) add_last<HEIGHT>(rows + steps_ * 64, stride);
-        store<HEIGHT>(sums, sums_stride);
+        store_sums<HEIGHT>(sums, sums_stride);
     }
 
   private:
-    // Tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 weights.
-    template <int HEIGHT>
-    static void clear() {
-        tiles::clear<0>();
-        tiles::clear<1>();
-        if constexpr (HEIGHT == 2) {
-            tiles::clear<2>();
-            tiles::clear<3>();
-        }
-    }
-
-    template <int HEIGHT>
-    static void load(const float *sums, int64_t stride) {
-        tiles::load<0>(sums, stride);
-        tiles::load<1>(sums + LANES, stride);
-        if constexpr (HEIGHT == 2) {
-            tiles::load<2>(sums + TILE * stride / 4, stride);
-            tiles::load<3>(sums + TILE * stride / 4 + LANES, stride);
-        }
-    }
-
     template <int HEIGHT>
     static void add(const char *rows, int64_t stride, const char *weights) {
         tiles::load<6>(weights, UNIT_BYTES);
@@ -139,16 +149,6 @@ class TilePanel {
         int64_t count = (HEIGHT - 1) * TILE + rows_in_use;
         for (int64_t row = 0; row < count; row++) copy_words(rows + row * stride, left_, last_rows + row * 64);
         add<HEIGHT>(last_rows, 64, last_weights_);
-    }
-
-    template <int HEIGHT>
-    static void store(float *sums, int64_t stride) {
-        tiles::store<0>(sums, stride);
-        tiles::store<1>(sums + LANES, stride);
-        if constexpr (HEIGHT == 2) {
-            tiles::store<2>(sums + TILE * stride / 4, stride);
-            tiles::store<3>(sums + TILE * stride / 4 + LANES, stride);
-        }
     }
 
     // A single pass runs at the speed of memory, and fetches its own weights; several fetch the next panel.
@@ -225,15 +225,6 @@ inline void multiply_rows(const typename Type::Element *rows, int64_t stride, in
     }
 #endif
     multiply_panel<Type>(rows, stride, count, panel, units, streamed, finish);
-}
-
-// Rows to take through all panels before the next rows. Tiles read rows as fast
-// as the second-level cache gives them: half of it, 1 MiB, holds rows. But no
-// fewer rows than that the weights, which each such part reads again, keep up.
-template <typename Type>
-inline int64_t rows_of_part(int64_t units) {
-    if (!std::is_same_v<Type, BFloat16> || !has_tiles()) return INT64_MAX;
-    return std::max<int64_t>(64, (1 << 20) / (units * 4) / (2 * TILE) * (2 * TILE));
 }
 
 } // namespace percept
