@@ -85,6 +85,8 @@ class FusedDecoder:
     def forward(self, inputs_embeds: torch.Tensor, positions: torch.Tensor, **attention: Any) -> torch.Tensor:
         """Runs all layers on (tokens, hidden) with positions (axes, tokens); see `LanguageModel`."""
         context: AttentionContext = attention["attention_context"]
+        # The reference, which computes such steps, may read keys where this decoder has none; see below.
+        assert context.shape is None or not context.shape.mutual, "these kernels know causal attention alone"
         cosines, sines = self._rotation(positions)
         rows, residual = inputs_embeds, torch.empty_like(inputs_embeds)
         for index, layer in enumerate(self._layers):

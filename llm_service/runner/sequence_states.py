@@ -18,6 +18,7 @@ import torch
 
 from llm_service.engine.batch import ScheduledSequence
 from llm_service.runner.kv_cache import take_memory
+from llm_service.runner.transfer import to_device
 from shared.families.base import StateShape
 
 STATES_KEYWORD = "states"
@@ -69,12 +70,12 @@ class SequenceStates:
         places = [self._place(item) for item in items]
         first = [place for place, item in zip(places, items, strict=True) if item.start == 0]
         if first:
-            index = torch.tensor(first, device=self._device)
+            index = to_device(first, torch.int64, self._device)
             for pool in self._pools.values():
                 pool.index_fill_(1, index, 0)
         self._step = StatesOfStep(
             self._pools,
-            torch.tensor(places, device=self._device),
+            to_device(places, torch.int64, self._device),
             [item.count for item in items],
             single_count,
         )

@@ -15,7 +15,6 @@ class CpuBackend:
     """Stands where the runner expects a backend; `CpuDecoder` reads the step's shape instead."""
 
     name = "percept kernels"
-    capturable = False
 
     def plan(self, cache: KvCache, shape: StepShape) -> CpuStep:
         """Nothing to plan."""

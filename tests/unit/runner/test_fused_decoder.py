@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from llm_service.runner.attention.context import AttentionContext, StepShape
+from llm_service.runner.attention.context import AttentionContext, MutualSpan, StepShape
+from llm_service.runner.attention.mutual import MutualSpans
 from llm_service.runner.attention.sdpa import SdpaBackend
 from llm_service.runner.attention.triton_paged import TritonBackend
 from llm_service.runner.fused_decoder import FusedDecoder
@@ -77,6 +80,19 @@ def test_equals_the_modeling_code(model_type: str, tinies: Tinies) -> None:
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=2e-4, rtol=2e-4)
         assert torch.equal(one.argmax(1), other.argmax(1))
+
+
+def test_spans_that_see_each_other_are_not_for_it(tinies: Tinies) -> None:
+    """They would be computed from wrong keys, and nothing would tell."""
+    loaded = tinies("qwen2_vl").checkpoint.family.language_model(DEVICE, torch.float32, "percept_paged")
+    assert isinstance(loaded, Decoder)
+    model, backend = FusedDecoder(loaded), MutualSpans(TritonBackend(4))
+    cache = KvCache(model.kv_layout, BLOCKS, BLOCK_SIZE, torch.float32, DEVICE)
+    shape = replace(step_shape([0], [5], [[3, 9]]), mutual=(MutualSpan(0, 1, 4),))
+    positions = torch.arange(5, device=DEVICE).expand(3, -1)
+    context = AttentionContext(cache, shape.slots, backend.plan(cache, shape), shape)
+    with pytest.raises(AssertionError, match="causal attention alone"):
+        model.forward(model.embed(positions[0]), positions, attention_context=context)
 
 
 @pytest.mark.parametrize("width", [64, 100, 3000])
