@@ -22,6 +22,9 @@ GEMV_ROWS, GEMV_COLUMNS = 9728, 896
 """The largest matrix of a layer in the benchmark's model: gate and up in one."""
 
 GEMV_MATRICES = 24
+BUSY_SEQUENCES = 256
+"""Of the step that the engine's own cost is compared with."""
+
 BUFFER_BYTES = 512 * 1024 * 1024
 """Far beyond any cache."""
 
@@ -79,12 +82,14 @@ class Floors:
         text_prefill_ms: a text prompt.
         picture_encode_ms: a picture in the vision tower.
         picture_prefill_ms: a prompt with a picture in the language model.
+        busy_decode_ms: a decode step of `BUSY_SEQUENCES` sequences.
     """
 
     decode_ms: float
     text_prefill_ms: float
     picture_encode_ms: float
     picture_prefill_ms: float
+    busy_decode_ms: float
 
 
 def floors(limits: Limits, work: Work, text_tokens: int, picture_prompt_tokens: int) -> Floors:
@@ -95,11 +100,13 @@ def floors(limits: Limits, work: Work, text_tokens: int, picture_prompt_tokens: 
         picture_prompt_tokens: of a prompt with a picture, the picture's tokens included.
     """
     flops_per_ms = limits.bf16_gemm_tflops * 1e9
+    read_ms = work.decode_bytes / (limits.memory_read_gb_per_s * 1e6)
     return Floors(
-        decode_ms=work.decode_bytes / (limits.memory_read_gb_per_s * 1e6),
+        decode_ms=read_ms,
         text_prefill_ms=work.prefill_flops * text_tokens / flops_per_ms,
         picture_encode_ms=work.picture_flops / flops_per_ms,
         picture_prefill_ms=work.prefill_flops * picture_prompt_tokens / flops_per_ms,
+        busy_decode_ms=max(read_ms, work.prefill_flops * BUSY_SEQUENCES / flops_per_ms),
     )
 
 

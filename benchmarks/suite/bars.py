@@ -67,7 +67,7 @@ class Judged:
 
     @property
     def is_clear(self) -> bool:
-        """All that was measured lies on the same side of the bar."""
+        """The whole spread lies on the same side of the bar."""
         if self.value is None:
             return True
         return not self.value.low <= self.bar.bar <= self.value.high or self.value.low == self.value.high
@@ -104,6 +104,16 @@ def program(name: str, *keys: str) -> Callable[[Results], Spread | None]:
     return find
 
 
+def own_share(results: Results) -> Spread | None:
+    """The engine's own time for a step of many sequences over the least that the step takes here."""
+    found = results.programs.get("engine_cost", {}).get("step_us")
+    least_ms = results.floors.get("busy_decode_ms")
+    if found is None or not least_ms:
+        return None
+    own = Spread.of_quartiles(found)
+    return Spread(*(us / (1e3 * least_ms) for us in (own.median, own.low, own.high)), own.count)
+
+
 BARS: Sequence[Bar] = (
     Bar("decode, concurrency 1: TPOT, Percept / vLLM", over_vllm("text-1", "tpot_ms"), 0.9, 0.7),
     Bar("text throughput at 16, Percept / vLLM", over_vllm("text-16", "requests_per_s"), 1.1, 1.4, False),
@@ -130,6 +140,7 @@ BARS: Sequence[Bar] = (
         1.5,
         unit=" ms",
     ),
+    Bar("engine's own time for a step of 256 sequences / the step's floor", own_share, 0.05),
     Bar("embedding transfer / raw gRPC stream, speed", program("transfer", "speed_ratio"), 0.85, None, False),
     Bar(
         "embedding transfer in shared memory / raw gRPC stream, speed",

@@ -42,6 +42,7 @@ class Program:
 PROGRAMS = (
     Program("start_time", "benchmarks.suite.start_time", False, ("--repeats=3",), ("--repeats=1",)),
     Program("transfer", "benchmarks.transfer", False, ("--repeats=20",), ("--repeats=8",)),
+    Program("engine_cost", "benchmarks.engine_cost", False, ("--repeats=200",), ("--repeats=100",)),
     Program("overhead", "benchmarks.overhead", False, ("--repeats=150",), ("--repeats=80",)),
     Program("repeats", "benchmarks.repeats", True, ("--repeats=12",), ("--repeats=5",)),
     Program("overlap", "benchmarks.overlap", True, ("--repeats=7",), ("--repeats=3",)),

@@ -29,6 +29,9 @@ def test_a_decode_step_takes_at_least_the_time_to_read_the_weights() -> None:
     assert least.text_prefill_ms == pytest.approx(35.0)
     assert least.picture_encode_ms == pytest.approx(200.0)
     assert least.picture_prefill_ms == pytest.approx(105.0)
+    assert least.busy_decode_ms == pytest.approx(256 * 0.35)
+    few = Work(decode_bytes=10_000_000_000, prefill_flops=7e8, picture_flops=4e11)
+    assert floors(MACHINE, few, 100, 300).busy_decode_ms == pytest.approx(200.0)
 
 
 def test_the_best_of_several_runs_counts_and_the_first_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

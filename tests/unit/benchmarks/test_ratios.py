@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.suite.bars import BARS, Bar, judge_all, over_vllm, program
+from benchmarks.suite.bars import BARS, Bar, judge_all, over_vllm, own_share, program
 from benchmarks.suite.figures import Figures
 from benchmarks.suite.ratios import Spread, paired_ratios
 from benchmarks.suite.report import bar_table, markdown, show
@@ -92,7 +92,9 @@ def test_every_bar_finds_its_value_in_the_results() -> None:
         "overhead": {"overhead_ms": spread},
         "transfer": {"speed_ratio": spread, "shared_speed_ratio": spread},
         "start_time": {"first_answer_s": spread},
+        "engine_cost": {"step_us": spread},
     }
+    found.floors = {"busy_decode_ms": 100.0}
     judged = judge_all(found)
     assert len(judged) == len(BARS)
     assert all(each.value is not None for each in judged)
@@ -103,6 +105,14 @@ def test_a_bar_without_a_value_is_reported_as_not_measured() -> None:
     judged = Bar("speed", over_vllm("text-1", "tpot_ms"), 0.9).judge(Results())
     assert judged.verdict == "not measured"
     assert "| speed | at most 0.9 |  | - | not measured |" in bar_table([judged])
+
+
+def test_the_engine_s_own_time_is_judged_as_a_share_of_the_step() -> None:
+    microseconds = {"p50": 1500, "p25": 1000, "p75": 2000, "count": 9}
+    found = Results(programs={"engine_cost": {"step_us": microseconds}})
+    assert own_share(found) is None
+    found.floors = {"busy_decode_ms": 100.0}
+    assert own_share(found) == Spread(0.015, 0.01, 0.02, 9)
 
 
 def test_a_program_s_figure_may_be_a_number_or_a_spread() -> None:
