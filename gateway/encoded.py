@@ -12,6 +12,8 @@ from shared.errors import BadMediaError, MediaTooLargeError
 _PIECE_LENGTH = 512 * 1024
 _MAX_HEAD_LENGTH = 1024
 _WHITESPACE = " \t\r\n"
+_MAX_FRAMES = 16 * 1024
+"""More than any encoder service takes; small ones would take many times the memory of their text."""
 _FRAME_TYPES = frozenset({"video/jpeg", "video/jpg", "video/png"})
 
 
@@ -80,14 +82,18 @@ def decode_frames(url: str, max_byte_count: int) -> list[bytes] | None:
 
     Raises:
         BadMediaError: broken data.
-        MediaTooLargeError: all pictures together have more than `max_byte_count` bytes.
+        MediaTooLargeError: all pictures together have more than `max_byte_count` bytes, or
+            there are too many.
     """
     parameters, data = _split(url)
     if parameters[0] not in _FRAME_TYPES or parameters[-1] != "base64":
         return None
+    texts = (_unescaped(data) if "%" in data else data).split(",", _MAX_FRAMES)
+    if len(texts) > _MAX_FRAMES:
+        raise MediaTooLargeError(f"The video has more than {_MAX_FRAMES} frames.")
     frames: list[bytes] = []
     left = max_byte_count
-    for text in (_unescaped(data) if "%" in data else data).split(","):
+    for text in texts:
         if left < 1:
             raise _too_large(max_byte_count)
         frames.append(decode_base64(text, left))

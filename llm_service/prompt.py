@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from typing import TypeVar
 
 from llm_service.bounded_encoding import encode_bounded
@@ -239,9 +240,10 @@ class PromptBuilder:
         messages = self._messages(conversation, modalities, template)
 
         def render() -> RenderedText:
-            protected = [_protected(message, guard) for message in messages]
             text = template.render(
-                protected, add_generation_prompt=open_turn, continue_final_message=continue_last
+                _protected(messages, guard),
+                add_generation_prompt=open_turn,
+                continue_final_message=continue_last,
             )
             return RenderedText(guard.split(text))
 
@@ -367,6 +369,11 @@ def _part(part: pb.ContentPart, modalities: Sequence[Modality]) -> str | MediaMa
     return MediaMark(modalities[part.media_index])
 
 
-def _protected(message: ChatMessage, guard: SpecialTokenGuard) -> ChatMessage:
-    parts = tuple(guard.protect(part) if isinstance(part, str) else part for part in message.parts)
-    return ChatMessage(message.role, parts)
+def _protected(messages: Sequence[ChatMessage], guard: SpecialTokenGuard) -> list[ChatMessage]:
+    parts: list[str | MediaMark] = []
+    for _, run in groupby((part for message in messages for part in message.parts), type):
+        same = list(run)
+        # Together, as a template may write texts side by side, those of two messages too.
+        parts += guard.protect_all([part for part in same if isinstance(part, str)]) or same
+    rest = iter(parts)
+    return [ChatMessage(message.role, tuple(islice(rest, len(message.parts)))) for message in messages]

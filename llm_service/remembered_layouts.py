@@ -10,7 +10,11 @@ from collections import OrderedDict
 from shared.families.base import MediaInfo
 
 MAX_LAYOUT_COUNT = 65536
-"""Layouts that are remembered, some 20 MiB of them."""
+"""Layouts that are remembered, some 20 MiB of those that are of pictures."""
+
+MAX_PLACE_COUNT = 1 << 20
+"""Grids and times in all of them, some 32 MiB. A video has up to thousands, and a caller
+may send ever new ones."""
 
 
 class RememberedLayouts:
@@ -18,6 +22,7 @@ class RememberedLayouts:
 
     def __init__(self) -> None:
         self._layouts: OrderedDict[str, MediaInfo] = OrderedDict()
+        self._place_count = 0
 
     def get(self, key: str) -> MediaInfo | None:
         """The item's layout, where it was ever announced and not forgotten."""
@@ -28,11 +33,18 @@ class RememberedLayouts:
 
     def forget(self, key: str) -> None:
         """Drops a layout that proved untrue; an unknown key is no error."""
-        self._layouts.pop(key, None)
+        info = self._layouts.pop(key, None)
+        if info is not None:
+            self._place_count -= _place_count(info)
 
     def remember(self, key: str, info: MediaInfo) -> None:
-        """Notes a layout; the one that was used longest ago may go for it."""
+        """Notes a layout; those that were used longest ago may go for it."""
+        self.forget(key)
         self._layouts[key] = info
-        self._layouts.move_to_end(key)
-        if len(self._layouts) > MAX_LAYOUT_COUNT:
-            self._layouts.popitem(last=False)
+        self._place_count += _place_count(info)
+        while len(self._layouts) > MAX_LAYOUT_COUNT or self._place_count > MAX_PLACE_COUNT:
+            self.forget(next(iter(self._layouts)))
+
+
+def _place_count(info: MediaInfo) -> int:
+    return len(info.grids) + len(info.timestamps)

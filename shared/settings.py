@@ -79,7 +79,8 @@ def _as_json_object(value: Any) -> Any:
         raise ValueError(f"broken JSON: {error}") from error
     if not isinstance(parsed, dict):
         raise ValueError('write it as a JSON object, for example {"num_crops": 4}')
-    return json.dumps(parsed, sort_keys=True, separators=(",", ":"))
+    # Infinities and NaN, which Python would write, are no JSON: no request could carry them on.
+    return json.dumps(parsed, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 ListenAddress = Annotated[str, AfterValidator(checked_address)]

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import islice, takewhile
 
 from llm_service.engine.messages import SpanMessage
 from llm_service.engine.sequence import Sequence
@@ -55,4 +57,10 @@ def _hash_block(parent: bytes, sequence: Sequence, start: int, end: int) -> byte
 
 
 def _overlapping(spans: list[SpanMessage], start: int, end: int) -> Iterator[SpanMessage]:
-    return (span for span in spans if span.start < end and span.start + span.length > start)
+    # They are in order and do not overlap, and a prompt may have thousands, a line of a picture each.
+    first = bisect_right(spans, start, key=_end)
+    return takewhile(lambda span: span.start < end, islice(spans, first, None))
+
+
+def _end(span: SpanMessage) -> int:
+    return span.start + span.length

@@ -23,6 +23,8 @@ from shared.families.catalogue import Modality
 _EMBEDDINGS_SUFFIX = ".safetensors"
 _FRAMES_RANK = 4
 _PICTURE_RANKS = (2, 3)
+_FRAME_TYPES = frozenset({"video/jpeg", "video/jpg", "video/png"})
+"""Data URLs of these types are lists of frames, as a gateway takes them."""
 
 
 def items_of(value: Any, modality: Modality, settings: str, param: str) -> list[Item]:
@@ -109,14 +111,18 @@ def _data_url_item(url: str, modality: Modality, settings: str, param: str) -> I
     head, comma, data = url.partition(",")
     if not comma:
         raise BadMediaError("the data URL has no comma before its data")
-    if not head.lower().endswith(";base64"):
+    kind, *parameters = (part.strip() for part in head[len("data:") :].lower().split(";"))
+    if parameters[-1:] != ["base64"]:
         return file_item(_some(unquote_to_bytes(data)), modality, settings, param)
-    pieces = data.split(",") if modality == "video" else [data]
+    are_frames = modality == "video" and kind in _FRAME_TYPES
     try:
-        decoded = [_some(base64.b64decode(piece, validate=True)) for piece in pieces]
+        decoded = [
+            _some(base64.b64decode(piece, validate=True))
+            for piece in (data.split(",") if are_frames else [data])
+        ]
     except (binascii.Error, ValueError):
         raise BadMediaError("the data is not valid base64") from None
-    if modality == "video" and head[5:].lower().startswith("video/jpeg"):
+    if are_frames:
         return _frame_list_item(decoded, 0.0, settings, param)
     return file_item(decoded[0], modality, settings, param)
 

@@ -123,7 +123,10 @@ class SmolVLMPreprocessor(Idefics3Preprocessor):
         if settings:
             raise InvalidRequestError(f"unknown setting of videos {min(settings)!r}; this model has none")
         count, height, width, _ = clip.frames.shape
-        info = self._video_info(count, clip.times, clip.frame_count / clip.frames_per_second)
+        # Whole seconds, as the prompt says them: float32, in which they may come back as a
+        # field of embeddings, would round 9.9999999 up.
+        times = tuple(map(float, map(int, clip.times)))
+        info = self._video_info(count, times, float(int(clip.frame_count / clip.frames_per_second)))
         info = replace(info, image_size=(height, width))
         return Features(info, {FRAMES: clip.frames}, count * self._patches)
 
@@ -136,9 +139,11 @@ class SmolVLMPreprocessor(Idefics3Preprocessor):
         if modality == "image":
             return super().accept_embeddings(modality, fields)
         check_fields(fields, required=(VIDEO_ROWS, TIMES, DURATION), optional=())
-        times, length = (read_seconds(name, fields[name]) for name in (TIMES, DURATION))
+        times, lengths = (read_seconds(name, fields[name]) for name in (TIMES, DURATION))
+        if len(lengths) != 1:
+            raise BadEmbeddingsError(f"{DURATION} is one number of seconds", param=DURATION)
         rows = check_rows(VIDEO_ROWS, fields[VIDEO_ROWS], self._hidden_size)
-        info = self._video_info(len(times), times, length[0])
+        info = self._video_info(len(times), times, lengths[0])
         if rows != info.row_count:
             raise BadEmbeddingsError(
                 f"{VIDEO_ROWS} has {rows} rows; {TIMES} implies {info.row_count}", param=VIDEO_ROWS

@@ -66,3 +66,15 @@ def test_a_generated_token_counts_like_one_of_the_prompt() -> None:
     grown = sequence([1, 2, 3])
     grown.token_ids.append(4)
     assert hashes_of(grown, 1, BLOCK_SIZE) == hashes([1, 2, 3, 4])
+
+
+def test_each_of_many_runs_counts_from_its_own_block_on() -> None:
+    starts = range(1, 60, 4)
+
+    def shown(other: int | None) -> list[bytes]:
+        spans = [SpanMessage(B if start == other else A, start, 3, True, start) for start in starts]
+        return hashes([7] * 64, *spans)
+
+    for start in starts:
+        equal = [one == two for one, two in zip(shown(None), shown(start), strict=True)]
+        assert equal == [place < start // BLOCK_SIZE for place in range(16)]

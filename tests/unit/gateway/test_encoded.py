@@ -73,3 +73,10 @@ def test_frames_of_a_video() -> None:
     for most in (size - 1, len(frames[0]), 1):
         with pytest.raises(MediaTooLargeError):
             decode_frames("data:video/jpeg;base64," + ",".join(texts), most)
+
+
+def test_frames_beyond_all_bounds_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoded, "_MAX_FRAMES", 3)
+    assert decode_frames("data:video/jpeg;base64,AAAA,AAAA,AAAA", LIMIT) == [bytes(3)] * 3
+    with pytest.raises(MediaTooLargeError, match="more than 3 frames"):
+        decode_frames("data:video/jpeg;base64,AAAA,AAAA,AAAA,!", LIMIT)

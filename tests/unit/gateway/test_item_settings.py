@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from gateway.item_settings import SettingsRules, request_path, unknown_names
 from gateway.media_io import MediaIo
+from gateway.settings import GatewaySettings
 from shared.errors import InvalidRequestError
 from shared.families.catalogue import FamilyFacts
 
@@ -123,3 +125,9 @@ def test_paths_of_settings() -> None:
     assert request_path("item.settings.media_io.fps") == "media_io_kwargs.video.fps"
     assert request_path("item.key") is None
     assert request_path("") is None
+
+
+@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": -Infinity}', "[1]", "{", '{"a": 1e400}'])
+def test_what_no_item_could_carry_is_no_setting_of_a_server(text: str) -> None:
+    with pytest.raises(ValidationError, match="mm_processor_kwargs"):
+        GatewaySettings(llm=("127.0.0.1:1",), mm_processor_kwargs=text)

@@ -149,6 +149,41 @@ async def test_overlapping_typed_special_tokens_are_plain_text() -> None:
     assert builder.tokenizer.backend.token_to_id("<|image_pad|>") not in prompt.token_ids
 
 
+TRIMMING_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
+    "{{ part['text'] | trim }}{% endfor %}\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("style", ["qwen", "llava parts", "llava strings"])
+async def test_special_tokens_typed_in_several_parts_are_plain_text(style: str) -> None:
+    builder = builder_of(style)
+    table = builder.tokenizer.table
+    plain = await builder.build(chat(message("user", "say", "it", "now")), 4096)
+    for token in sorted(table.special_tokens):
+        for parts in ((token[:2], token[2:], "now"), (token[:1], "", token[1:]), (*token,)):
+            prompt = await builder.build(chat(message("user", *parts)), 4096)
+            found = [token_id for token_id in prompt.token_ids if token_id in table.special_ids]
+            expected = [token_id for token_id in plain.token_ids if token_id in table.special_ids]
+            assert found == expected, parts
+
+
+async def test_special_tokens_that_a_template_would_put_together_are_plain_text() -> None:
+    tokenizer = TextTokenizer(build_qwen_tokenizer())
+    placeholder = OnePlaceholder("<|image_pad|>", tokenizer.backend.token_to_id("<|image_pad|>"))
+    requests = {
+        TRIMMING_TEMPLATE: chat(message("user", "say <|im_ ", " ", "\n end|> now")),
+        STRICT_TEMPLATE: chat(message("user", "say <|im_"), message("assistant", "end|> now")),
+    }
+    for source, request in requests.items():
+        template = ChatTemplate(tokenizer.hf, source, {}, {})
+        builder = PromptBuilder(tokenizer, placeholder, template, {"image": 2}, len(tokenizer))
+        prompt = await builder.build(request, 4096)
+        assert not tokenizer.table.special_ids & set(prompt.token_ids)
+        text = tokenizer.backend.decode(prompt.token_ids, skip_special_tokens=False)
+        assert "".join(text.split()).endswith("say<|im_end|>now")
+
+
 async def test_the_last_message_can_be_continued() -> None:
     request = chat(message("user", "Q"), message("assistant", "It is"), continue_final_message=True)
     builder = builder_of("qwen")

@@ -112,10 +112,18 @@ def test_several_videos() -> None:
     ]
 
 
-def test_a_frame_list_of_a_data_url() -> None:
+@pytest.mark.parametrize("kind", ["video/jpeg", "video/jpg", "Video/PNG", "video/png;a=b"])
+def test_a_frame_list_of_a_data_url(kind: str) -> None:
     pieces = [base64.b64encode(png(frame)).decode() for frame in FRAMES]
-    (item,) = items("data:video/jpeg;base64," + ",".join(pieces), "video")
-    assert len(media_pb2.FrameList.FromString(item.payload).frames) == 4
+    (item,) = items(f"data:{kind};base64," + ",".join(pieces), "video")
+    assert list(media_pb2.FrameList.FromString(item.payload).frames) == [png(frame) for frame in FRAMES]
+
+
+def test_a_file_of_a_data_url_is_one_piece() -> None:
+    (item,) = items("data:video/mp4;base64,AAAA", "video")
+    assert (item.wire.form, item.payload) == (media_pb2.MEDIA_FORM_FILE, bytes(3))
+    with pytest.raises(BadMediaError):
+        items("data:video/mp4;base64,AAAA,AAAA", "video")
 
 
 def test_settings_are_part_of_the_key() -> None:
