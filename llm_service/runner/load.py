@@ -28,7 +28,8 @@ from llm_service.runner.row_runs import a_variant
 from shared.checkpoint import configured_dtype, find_checkpoint
 from shared.errors import InvalidRequestError
 from shared.families import load_family
-from shared.families.base import Family
+from shared.families.base import Family, LanguageModel
+from shared.families.decoder import Decoder
 from shared.torch_tensors import choose_dtype
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class _RunnerMaker:
     @property
     def captures(self) -> bool:
         """Whether decoding steps are recorded as CUDA graphs."""
-        if self._settings.enforce_eager or self._model.state_shapes:
+        if self._settings.enforce_eager or self._model.state_shapes or has_experts(self._model):
             return False
         return can_capture(self._device, self._backend)
 
@@ -129,6 +130,14 @@ class _RunnerMaker:
             axes=self._axes,
             context_length=self._context_length,
         )
+
+
+def has_experts(model: LanguageModel) -> bool:
+    """Whether the modeling code sends tokens to experts. On some GPUs torch reads on the host how many go
+    where, which cannot be recorded."""
+    if not isinstance(model, Decoder):
+        return False
+    return any("Experts" in type(module).__name__ for module in model.module.modules())
 
 
 def choose_device(name: str) -> torch.device:
