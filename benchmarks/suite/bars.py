@@ -111,7 +111,8 @@ def own_share(results: Results) -> Spread | None:
     if found is None or not least_ms:
         return None
     own = Spread.of_quartiles(found)
-    return Spread(*(us / (1e3 * least_ms) for us in (own.median, own.low, own.high)), own.count)
+    median, low, high = (us / (1e3 * least_ms) for us in (own.median, own.low, own.high))
+    return Spread(median, low, high, own.count)
 
 
 BARS: Sequence[Bar] = (
