@@ -102,9 +102,11 @@ def _one_turn(
     texts = [f"{turn} {name} {words(turn + 1000, word_count)}" for name in ("one", "two", "red")]
     message = engine.sequence(_token_ids(services, texts[0]), count)
     first, last = engine.seconds(message)
-    whole = client.ask(texts[1], count)
-    streamed = client.ask(texts[2], count, stream=True)
-    return first, last, whole, streamed
+    # Who is asked first finds services that have slept: each goes first every other time.
+    answers: dict[bool, Answer] = {}
+    for text, stream in zip(texts[1:], (False, True)[:: 1 if turn % 2 else -1], strict=True):
+        answers[stream] = client.ask(text, count, stream=stream)
+    return first, last, answers[False], answers[True]
 
 
 def _token_ids(services: Services, text: str) -> list[int]:
