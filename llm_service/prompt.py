@@ -298,9 +298,16 @@ class PromptBuilder:
         expected = [item.modality for item in items]
         if found != expected:
             raise InvalidRequestError(
-                f"the prompt has placeholders for {_count(found)}, the request has {_count(expected)}",
+                f"the prompt has placeholders for {_count(found)}, the request has {_count(expected)}"
+                f"{self._hint(expected)}",
                 param="media",
             )
+
+    def _hint(self, modalities: Sequence[Modality]) -> str:
+        """How items stand in a prompt of this model."""
+        known = [modality for modality in dict.fromkeys(modalities) if modality in self.item_limits]
+        texts = [f"{self._layout.placeholder_text(modality)!r} for one {modality}" for modality in known]
+        return f"; this model's prompts say {', '.join(texts)}" if texts else ""
 
 
 def _count(modalities: Sequence[Modality]) -> str:

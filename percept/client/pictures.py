@@ -6,6 +6,7 @@ Knows Pillow, and NumPy by the arrays it is given. Does not know what a picture 
 from __future__ import annotations
 
 import io
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,13 +25,22 @@ _FAST = 1
 
 _CHANNELS = (1, 3, 4)
 
+_READING = threading.Lock()
+
 
 def png_of_picture(picture: Image.Image) -> bytes:
     """Writes a picture's pixels as they stand: metadata such as an EXIF orientation is left out.
 
     Raises:
-        BadMediaError: its mode has no counterpart among file formats.
+        BadMediaError: its file is broken, or its mode has no counterpart among file formats.
     """
+    # Pillow reads a file when its pixels are first asked for, and prompts that share a
+    # picture ask from several threads at once.
+    with _READING:
+        try:
+            picture.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise BadMediaError(f"the picture cannot be read: {error}") from error
     if picture.mode not in _KEPT_MODES:
         if picture.mode == "F":
             raise BadMediaError("a picture of mode F has no fixed range; convert it first")

@@ -463,3 +463,11 @@ async def test_videos_in_every_kind_of_template(source: str) -> None:
     del counted.modalities[2]
     with pytest.raises(InvalidRequestError):
         await builder.tokenize(counted, 4096)
+
+
+async def test_a_prompt_without_its_items_hears_how_they_stand_in_one() -> None:
+    request = pb.GenerateRequest(text="what is it?", media=images(1))
+    with pytest.raises(
+        InvalidRequestError, match=r"no media, the request has 1 image; .*'<image>' for one image"
+    ):
+        await builder_of("llava parts").build(request, 100)

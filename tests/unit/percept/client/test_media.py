@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
+import types
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import torch
 from PIL import Image
 
 from percept.client.items import Item, ItemSettings, canonical_settings
+from percept.client.loaded import is_pil, is_torch_tensor, rank
 from percept.client.media import guess_modality, items_of
 from protos.media.v1 import media_pb2
 from shared.content_key import content_key
@@ -204,3 +208,27 @@ def test_a_video_without_frames() -> None:
 )
 def test_a_value_says_what_it_is_of(value: Any, modality: str) -> None:
     assert guess_modality(value) == modality
+
+
+def test_a_library_that_another_thread_is_importing_counts_as_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("numpy", "torch", "PIL.Image"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    assert rank(PIXELS) is None and not is_torch_tensor(1) and not is_pil(2)
+
+
+def test_prompts_may_share_a_picture_whose_file_is_not_read_yet(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    Image.effect_noise((400, 400), 90).save(path)
+    for _ in range(20):
+        shared = Image.open(path)
+        with ThreadPoolExecutor(8) as threads:
+            made = list(threads.map(lambda _, picture=shared: items(picture)[0].payload, range(8)))
+        assert len(set(made)) == 1
+
+
+def test_a_picture_whose_file_is_broken_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    Image.effect_noise((400, 400), 90).save(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(BadMediaError, match="cannot be read"):
+        items(Image.open(path))
