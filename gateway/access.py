@@ -5,6 +5,7 @@ Knows requests from outside: method, path, status, time. Does not know what they
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.body import CLOSE
 from gateway.errors import error_response
 from gateway.metrics import Metrics
+from shared.errors import UnavailableError
 from shared.telemetry import Stopwatch
 
 logger = logging.getLogger("gateway.access")
@@ -68,6 +70,12 @@ class _Visit:
             await app(self._scope, receive, self._answer)
         except ClientDisconnect:
             self._status = _CLIENT_LEFT
+        except asyncio.CancelledError:
+            # Nothing else cancels a request out here: the server ends, and waits no longer.
+            if self._started:
+                raise
+            response = error_response(UnavailableError("The gateway is shutting down."))
+            await response(self._scope, receive, self._answer)
         except Exception as fault:
             response = error_response(fault)
             if not self._started:
