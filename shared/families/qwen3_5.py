@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from shared.families.base import LanguageModel, PromptLayout
+from shared.families.base import LanguageModel
 from shared.families.config import model_config
 from shared.families.mrope import AXES
 from shared.families.qwen2_vl import PREFIXES as QWEN2_PREFIXES
-from shared.families.qwen3_vl import WORDS, Qwen3VLFamily
-from shared.families.timed_layout import TimedLayout
+from shared.families.qwen3_vl import Qwen3VLFamily
 
 if TYPE_CHECKING:
     import torch
@@ -32,18 +31,8 @@ class Qwen35Family(Qwen3VLFamily):
 
     model_type = "qwen3_5"
     prefixes: Prefixes = PREFIXES
-
-    def prompt_layout(self) -> PromptLayout:
-        """See `Family`."""
-        config = self._checkpoint.config
-        video_id = int(config.get("video_token_id", 248057))
-        return TimedLayout(
-            image_id=int(config.get("image_token_id", 248056)),
-            video_id=video_id,
-            group_id=video_id,
-            merge_size=self._merge_size(),
-            words=WORDS,
-        )
+    image_token_default: int = 248056
+    video_token_default: int = 248057
 
     def extra_widths(self) -> Mapping[str, int]:
         """See `Family`. None."""

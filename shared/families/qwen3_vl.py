@@ -194,6 +194,10 @@ class Qwen3VLFamily(Qwen2VLFamily):
 
     model_type = "qwen3_vl"
     video_defaults: Mapping[str, Any] = VIDEO_DEFAULTS
+    image_token_default: int = 151655
+    """The placeholder id where the config names none."""
+    video_token_default: int = 151656
+    """The same for videos."""
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""
@@ -202,9 +206,9 @@ class Qwen3VLFamily(Qwen2VLFamily):
     def prompt_layout(self) -> PromptLayout:
         """See `Family`."""
         config = self._checkpoint.config
-        video_id = int(config.get("video_token_id", 151656))
+        video_id = int(config.get("video_token_id", self.video_token_default))
         return TimedLayout(
-            image_id=int(config.get("image_token_id", 151655)),
+            image_id=int(config.get("image_token_id", self.image_token_default)),
             video_id=video_id,
             group_id=video_id,
             merge_size=self._merge_size(),
