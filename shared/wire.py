@@ -93,6 +93,7 @@ def info_to_wire(info: MediaInfo) -> media_pb2.MediaInfo:
         message.seconds_per_grid = info.seconds_per_grid
     if info.duration is not None:
         message.duration = info.duration
+    message.sound_row_count = info.sound_row_count
     return message
 
 
@@ -111,6 +112,8 @@ def info_from_wire(message: media_pb2.MediaInfo) -> MediaInfo:
     spacing = message.seconds_per_grid if message.HasField("seconds_per_grid") else None
     if spacing is not None and not 0 < spacing <= MAX_TIME_S:
         raise InvalidRequestError("the time between frames is out of bounds", param="info.seconds_per_grid")
+    if not 0 <= message.sound_row_count <= message.row_count:
+        raise InvalidRequestError("more rows of sound than rows", param="info.sound_row_count")
     return MediaInfo(
         row_count=message.row_count,
         grids=grids,
@@ -118,6 +121,7 @@ def info_from_wire(message: media_pb2.MediaInfo) -> MediaInfo:
         timestamps=tuple(message.timestamps),
         seconds_per_grid=spacing,
         duration=message.duration if message.HasField("duration") else None,
+        sound_row_count=message.sound_row_count,
     )
 
 

@@ -72,6 +72,7 @@ class Done(msgspec.Struct, tag=True, frozen=True):
     timestamps: tuple[float, ...] = ()
     seconds_per_grid: float | None = None
     duration: float | None = None
+    sound_row_count: int = 0
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):
@@ -173,6 +174,7 @@ def pack(result: Features | EncodedItem) -> tuple[Done, int]:
             info.timestamps,
             info.seconds_per_grid,
             info.duration,
+            info.sound_row_count,
         ),
         file,
     )
@@ -188,7 +190,13 @@ def unpack(done: Done, file: int) -> Features | EncodedItem:
     )
     grids = tuple(Grid(*grid) for grid in done.grids)
     info = MediaInfo(
-        done.row_count, grids, done.image_size, done.timestamps, done.seconds_per_grid, done.duration
+        done.row_count,
+        grids,
+        done.image_size,
+        done.timestamps,
+        done.seconds_per_grid,
+        done.duration,
+        done.sound_row_count,
     )
     parts = {record.name: (record, mapping[record.offset :][: record.byte_count]) for record in done.arrays}
     if done.token_cost == 0:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from shared.families.items import (
     MAIN_TENSOR,
+    AudioClip,
     EncodedItem,
     Features,
     Grid,
@@ -39,12 +40,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAIN_TENSOR",
+    "AudioClip",
     "Checkpoint",
     "EncodedItem",
     "ExpandedPrompt",
     "Family",
     "Features",
     "Grid",
+    "Hears",
     "KvLayout",
     "LanguageModel",
     "MediaInfo",
@@ -92,6 +95,23 @@ class Preprocessor(Protocol):
             BadEmbeddingsError: unknown or missing field, wrong rank, hidden
                 size, rows (against the grid), element type, or a value that is
                 not finite.
+        """
+        ...
+
+
+@runtime_checkable
+class Hears(Preprocessor, Protocol):
+    """A `Preprocessor` of a family that takes audio."""
+
+    sampling_rate: int
+    """Samples a second of every clip that it is given."""
+
+    def preprocess_audio(self, clip: AudioClip, settings: Mapping[str, Any]) -> Features:
+        """Turns a recording into features, where there is no torch.
+
+        Raises:
+            BadMediaError: the recording cannot be processed (too long for the model).
+            InvalidRequestError: a setting that the family does not have.
         """
         ...
 

@@ -43,6 +43,8 @@ class MediaInfo:
             families that put it into positions.
         duration: of a video, its length in seconds, for families that write it into the
             prompt.
+        sound_row_count: of a video that is taken with its sound, how many of the rows are
+            the sound's.
     """
 
     row_count: int
@@ -51,6 +53,26 @@ class MediaInfo:
     timestamps: tuple[float, ...] = ()
     seconds_per_grid: float | None = None
     duration: float | None = None
+    sound_row_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AudioClip:
+    """A decoded recording.
+
+    Attributes:
+        samples: mono, float32 (samples,), at least one, full scale at -1 and 1, which
+            louder ones may pass.
+        sampling_rate: samples a second.
+    """
+
+    samples: npt.NDArray[np.float32]
+    sampling_rate: int
+
+    @property
+    def duration(self) -> float:
+        """Its length in seconds."""
+        return len(self.samples) / self.sampling_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +84,14 @@ class VideoClip:
         indices: place of each in the whole video, rising.
         frame_count: frames of the whole video.
         frames_per_second: of the whole video.
+        sound: of the whole video, where it was asked for.
     """
 
     frames: npt.NDArray[np.uint8]
     indices: tuple[int, ...]
     frame_count: int
     frames_per_second: float
+    sound: AudioClip | None = None
 
     @property
     def times(self) -> tuple[float, ...]:

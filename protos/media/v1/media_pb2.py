@@ -25,31 +25,31 @@ _sym_db = _symbol_database.Default()
 from protos.tensor.v1 import tensor_pb2 as protos_dot_tensor_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/media/v1/media.proto\x12\x0fprotos.media.v1\x1a\x1dprotos/tensor/v1/tensor.proto\"\x81\x01\n\tMediaItem\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x08modality\x18\x02 \x01(\x0e\x32\x19.protos.media.v1.Modality\x12(\n\x04\x66orm\x18\x03 \x01(\x0e\x32\x1a.protos.media.v1.MediaForm\x12\x10\n\x08settings\x18\x04 \x01(\t\"\xdb\x01\n\tMediaInfo\x12\x11\n\trow_count\x18\x01 \x01(\x03\x12$\n\x05grids\x18\x02 \x03(\x0b\x32\x15.protos.media.v1.Grid\x12)\n\nimage_size\x18\x03 \x01(\x0b\x32\x15.protos.media.v1.Size\x12\x12\n\ntimestamps\x18\x04 \x03(\x01\x12\x1d\n\x10seconds_per_grid\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x64uration\x18\x06 \x01(\x01H\x01\x88\x01\x01\x42\x13\n\x11_seconds_per_gridB\x0b\n\t_duration\"3\n\x04Grid\x12\x0c\n\x04time\x18\x01 \x01(\x03\x12\x0e\n\x06height\x18\x02 \x01(\x03\x12\r\n\x05width\x18\x03 \x01(\x03\"%\n\x04Size\x12\x0e\n\x06height\x18\x01 \x01(\x03\x12\r\n\x05width\x18\x02 \x01(\x03\"z\n\x10\x45mbeddingsHeader\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x04info\x18\x02 \x01(\x0b\x32\x1a.protos.media.v1.MediaInfo\x12/\n\x07tensors\x18\x03 \x03(\x0b\x32\x1e.protos.tensor.v1.TensorHeader\"J\n\x15PrecomputedEmbeddings\x12\x31\n\x06\x66ields\x18\x01 \x03(\x0b\x32!.protos.media.v1.PrecomputedField\".\n\x10PrecomputedField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\\\n\tFrameList\x12\x0e\n\x06\x66rames\x18\x01 \x03(\x0c\x12\x19\n\x11\x66rames_per_second\x18\x02 \x01(\x01\x12\x0f\n\x07indices\x18\x03 \x03(\x03\x12\x13\n\x0b\x66rame_count\x18\x04 \x01(\x03*`\n\x08Modality\x12\x18\n\x14MODALITY_UNSPECIFIED\x10\x00\x12\x12\n\x0eMODALITY_IMAGE\x10\x01\x12\x12\n\x0eMODALITY_VIDEO\x10\x02\x12\x12\n\x0eMODALITY_AUDIO\x10\x03*n\n\tMediaForm\x12\x1a\n\x16MEDIA_FORM_UNSPECIFIED\x10\x00\x12\x13\n\x0fMEDIA_FORM_FILE\x10\x01\x12\x19\n\x15MEDIA_FORM_EMBEDDINGS\x10\x02\x12\x15\n\x11MEDIA_FORM_FRAMES\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/media/v1/media.proto\x12\x0fprotos.media.v1\x1a\x1dprotos/tensor/v1/tensor.proto\"\x81\x01\n\tMediaItem\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x08modality\x18\x02 \x01(\x0e\x32\x19.protos.media.v1.Modality\x12(\n\x04\x66orm\x18\x03 \x01(\x0e\x32\x1a.protos.media.v1.MediaForm\x12\x10\n\x08settings\x18\x04 \x01(\t\"\xf4\x01\n\tMediaInfo\x12\x11\n\trow_count\x18\x01 \x01(\x03\x12$\n\x05grids\x18\x02 \x03(\x0b\x32\x15.protos.media.v1.Grid\x12)\n\nimage_size\x18\x03 \x01(\x0b\x32\x15.protos.media.v1.Size\x12\x12\n\ntimestamps\x18\x04 \x03(\x01\x12\x1d\n\x10seconds_per_grid\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x64uration\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0fsound_row_count\x18\x07 \x01(\x03\x42\x13\n\x11_seconds_per_gridB\x0b\n\t_duration\"3\n\x04Grid\x12\x0c\n\x04time\x18\x01 \x01(\x03\x12\x0e\n\x06height\x18\x02 \x01(\x03\x12\r\n\x05width\x18\x03 \x01(\x03\"%\n\x04Size\x12\x0e\n\x06height\x18\x01 \x01(\x03\x12\r\n\x05width\x18\x02 \x01(\x03\"z\n\x10\x45mbeddingsHeader\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x04info\x18\x02 \x01(\x0b\x32\x1a.protos.media.v1.MediaInfo\x12/\n\x07tensors\x18\x03 \x03(\x0b\x32\x1e.protos.tensor.v1.TensorHeader\"J\n\x15PrecomputedEmbeddings\x12\x31\n\x06\x66ields\x18\x01 \x03(\x0b\x32!.protos.media.v1.PrecomputedField\".\n\x10PrecomputedField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\\\n\tFrameList\x12\x0e\n\x06\x66rames\x18\x01 \x03(\x0c\x12\x19\n\x11\x66rames_per_second\x18\x02 \x01(\x01\x12\x0f\n\x07indices\x18\x03 \x03(\x03\x12\x13\n\x0b\x66rame_count\x18\x04 \x01(\x03*`\n\x08Modality\x12\x18\n\x14MODALITY_UNSPECIFIED\x10\x00\x12\x12\n\x0eMODALITY_IMAGE\x10\x01\x12\x12\n\x0eMODALITY_VIDEO\x10\x02\x12\x12\n\x0eMODALITY_AUDIO\x10\x03*n\n\tMediaForm\x12\x1a\n\x16MEDIA_FORM_UNSPECIFIED\x10\x00\x12\x13\n\x0fMEDIA_FORM_FILE\x10\x01\x12\x19\n\x15MEDIA_FORM_EMBEDDINGS\x10\x02\x12\x15\n\x11MEDIA_FORM_FRAMES\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.media.v1.media_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODALITY']._serialized_start=867
-  _globals['_MODALITY']._serialized_end=963
-  _globals['_MEDIAFORM']._serialized_start=965
-  _globals['_MEDIAFORM']._serialized_end=1075
+  _globals['_MODALITY']._serialized_start=892
+  _globals['_MODALITY']._serialized_end=988
+  _globals['_MEDIAFORM']._serialized_start=990
+  _globals['_MEDIAFORM']._serialized_end=1100
   _globals['_MEDIAITEM']._serialized_start=80
   _globals['_MEDIAITEM']._serialized_end=209
   _globals['_MEDIAINFO']._serialized_start=212
-  _globals['_MEDIAINFO']._serialized_end=431
-  _globals['_GRID']._serialized_start=433
-  _globals['_GRID']._serialized_end=484
-  _globals['_SIZE']._serialized_start=486
-  _globals['_SIZE']._serialized_end=523
-  _globals['_EMBEDDINGSHEADER']._serialized_start=525
-  _globals['_EMBEDDINGSHEADER']._serialized_end=647
-  _globals['_PRECOMPUTEDEMBEDDINGS']._serialized_start=649
-  _globals['_PRECOMPUTEDEMBEDDINGS']._serialized_end=723
-  _globals['_PRECOMPUTEDFIELD']._serialized_start=725
-  _globals['_PRECOMPUTEDFIELD']._serialized_end=771
-  _globals['_FRAMELIST']._serialized_start=773
-  _globals['_FRAMELIST']._serialized_end=865
+  _globals['_MEDIAINFO']._serialized_end=456
+  _globals['_GRID']._serialized_start=458
+  _globals['_GRID']._serialized_end=509
+  _globals['_SIZE']._serialized_start=511
+  _globals['_SIZE']._serialized_end=548
+  _globals['_EMBEDDINGSHEADER']._serialized_start=550
+  _globals['_EMBEDDINGSHEADER']._serialized_end=672
+  _globals['_PRECOMPUTEDEMBEDDINGS']._serialized_start=674
+  _globals['_PRECOMPUTEDEMBEDDINGS']._serialized_end=748
+  _globals['_PRECOMPUTEDFIELD']._serialized_start=750
+  _globals['_PRECOMPUTEDFIELD']._serialized_end=796
+  _globals['_FRAMELIST']._serialized_start=798
+  _globals['_FRAMELIST']._serialized_end=890
 # @@protoc_insertion_point(module_scope)

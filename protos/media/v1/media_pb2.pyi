@@ -49,7 +49,8 @@ class _MediaFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MediaForm.V
     MEDIA_FORM_UNSPECIFIED: _MediaForm.ValueType  # 0
     MEDIA_FORM_FILE: _MediaForm.ValueType  # 1
     """An encoded file: PNG, JPEG, WebP, GIF, BMP or TIFF for images; MP4, WebM, MOV,
-    Matroska or GIF for videos.
+    Matroska or GIF for videos; WAV, FLAC, MP3, Ogg, AIFF, CAF, AAC and the sound of
+    MP4, MOV, Matroska and WebM for audio.
     """
     MEDIA_FORM_EMBEDDINGS: _MediaForm.ValueType  # 2
     """A serialised PrecomputedEmbeddings message."""
@@ -62,7 +63,8 @@ class MediaForm(_MediaForm, metaclass=_MediaFormEnumTypeWrapper):
 MEDIA_FORM_UNSPECIFIED: MediaForm.ValueType  # 0
 MEDIA_FORM_FILE: MediaForm.ValueType  # 1
 """An encoded file: PNG, JPEG, WebP, GIF, BMP or TIFF for images; MP4, WebM, MOV,
-Matroska or GIF for videos.
+Matroska or GIF for videos; WAV, FLAC, MP3, Ogg, AIFF, CAF, AAC and the sound of
+MP4, MOV, Matroska and WebM for audio.
 """
 MEDIA_FORM_EMBEDDINGS: MediaForm.ValueType  # 2
 """A serialised PrecomputedEmbeddings message."""
@@ -121,6 +123,7 @@ class MediaInfo(_message.Message):
     TIMESTAMPS_FIELD_NUMBER: _builtins.int
     SECONDS_PER_GRID_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
+    SOUND_ROW_COUNT_FIELD_NUMBER: _builtins.int
     row_count: _builtins.int
     """Number of embedding rows that the item yields, at least 1."""
     seconds_per_grid: _builtins.float
@@ -130,6 +133,10 @@ class MediaInfo(_message.Message):
     duration: _builtins.float
     """Of a video, its length in seconds; for families that write it into the prompt.
     Finite, at least 0, at most 65536.
+    """
+    sound_row_count: _builtins.int
+    """Of a video that is taken with its sound, how many of the rows are the sound's.
+    0 to row_count.
     """
     @_builtins.property
     def grids(self) -> _containers.RepeatedCompositeFieldContainer[Global___Grid]:
@@ -160,10 +167,11 @@ class MediaInfo(_message.Message):
         timestamps: _abc.Iterable[_builtins.float] | None = ...,
         seconds_per_grid: _builtins.float | None = ...,
         duration: _builtins.float | None = ...,
+        sound_row_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_duration", b"_duration", "_seconds_per_grid", b"_seconds_per_grid", "duration", b"duration", "image_size", b"image_size", "seconds_per_grid", b"seconds_per_grid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_duration", b"_duration", "_seconds_per_grid", b"_seconds_per_grid", "duration", b"duration", "grids", b"grids", "image_size", b"image_size", "row_count", b"row_count", "seconds_per_grid", b"seconds_per_grid", "timestamps", b"timestamps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_duration", b"_duration", "_seconds_per_grid", b"_seconds_per_grid", "duration", b"duration", "grids", b"grids", "image_size", b"image_size", "row_count", b"row_count", "seconds_per_grid", b"seconds_per_grid", "sound_row_count", b"sound_row_count", "timestamps", b"timestamps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__duration: _TypeAlias = _typing.Literal["duration"]  # noqa: Y015
     _WhichOneofArgType__duration: _TypeAlias = _typing.Literal["_duration", b"_duration"]  # noqa: Y015
