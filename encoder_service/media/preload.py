@@ -22,6 +22,8 @@ def _import_all() -> None:
     import encoder_service.media.embedding_files.fields
     import encoder_service.media.frame_list
     import encoder_service.media.preprocessing
+    import encoder_service.media.sound
+    import encoder_service.media.sound_track
     import encoder_service.media.video
     import encoder_service.media.worker  # noqa: F401
 

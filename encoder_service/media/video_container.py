@@ -69,18 +69,21 @@ def container_of(payload: bytes) -> Container:
     raise BadMediaError(f"the bytes are not a video that can be read; {ACCEPTED}")
 
 
-def check_whole(payload: bytes, container: Container) -> None:
+def check_whole(payload: bytes, container: Container, what: str = "video") -> None:
     """Refuses a file that ends before the end that it announces.
 
     Libraries play what is there, so that a cut video would look like a shorter one.
     A live WebM recording announces no end: nobody can tell.
+
+    Args:
+        what: the file, for the error's text.
 
     Raises:
         BadMediaError: it is cut short.
     """
     end = {"mov": _end_of_boxes, "matroska": _end_of_segment, "gif": _end_of_gif}[container](payload)
     if end > len(payload):
-        raise BadMediaError("the video is truncated: the file ends before the end that it announces")
+        raise BadMediaError(f"the {what} is truncated: the file ends before the end that it announces")
 
 
 def _end_of_boxes(payload: bytes) -> int:

@@ -14,11 +14,12 @@ import signal
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from encoder_service.media import messages
 from encoder_service.media.picture import decode_picture
+from encoder_service.media.sound_limits import SoundLimits
 from encoder_service.media.video_limits import VideoLimits
 from shared.errors import (
     BadMediaError,
@@ -27,12 +28,15 @@ from shared.errors import (
     PerceptError,
     UnsupportedMediaError,
 )
-from shared.families.base import EncodedItem, Features, Modality, Preprocessor, VideoClip
+from shared.families.base import EncodedItem, Features, Hears, Modality, Preprocessor, VideoClip
 
 logger = logging.getLogger(__name__)
 
 MEDIA_IO = "media_io"
 """The key of a video's settings that says which frames are taken; the others are the family's."""
+
+WITH_SOUND = "use_audio_in_video"
+"""The key of a video's settings that says whether its sound is taken too, if it has any."""
 
 SETTINGS_PARAM = "item.settings"
 
@@ -47,20 +51,23 @@ class WorkerLimits:
     """What one item may use.
 
     Attributes:
-        time_limit_s: seconds until the worker is killed; a video has its own.
+        time_limit_s: seconds until the worker is killed; videos and recordings have their own.
         memory_byte_count: address space above what the worker needs when idle.
         max_pixel_count: largest picture, width x height.
         video: of a video.
+        sound: of a recording, and of a video's sound.
     """
 
     time_limit_s: float
     memory_byte_count: int
     max_pixel_count: int
     video: VideoLimits = field(default_factory=VideoLimits)
+    sound: SoundLimits = field(default_factory=SoundLimits)
 
     def seconds_for(self, modality: Modality) -> float:
         """Seconds that an item of this modality may take."""
-        return self.video.time_limit_s if modality == "video" else self.time_limit_s
+        own = {"video": self.video.time_limit_s, "audio": self.sound.time_limit_s}
+        return own.get(modality, self.time_limit_s)
 
 
 def work(channel: socket.socket, factory: Callable[[], Preprocessor], limits: WorkerLimits) -> None:
@@ -143,9 +150,13 @@ def _process(
     settings = dict(messages.decoded_settings(job.settings))
     if job.modality == "video":
         clip = _clip(job, payload, settings.pop(MEDIA_IO, {}), limits.video)
+        if isinstance(preprocessor, Hears) and _wants_sound(settings):
+            clip = _with_sound(clip, job, payload, preprocessor.sampling_rate, limits.sound)
         return _with_settings(preprocessor.preprocess_video, clip, settings)
-    if job.form != "file" or job.modality != "image":
+    if job.form != "file":
         raise UnsupportedMediaError(f"no {job.modality} can be decoded")
+    if job.modality == "audio":
+        return _heard(preprocessor, payload, settings, limits.sound)
     picture = decode_picture(payload, limits.max_pixel_count)
     return _with_settings(preprocessor.preprocess_image, picture, settings)
 
@@ -161,6 +172,35 @@ def _clip(job: messages.Job, payload: bytes, settings: object, limits: VideoLimi
     from encoder_service.media.video import decode_video
 
     return decode_video(payload, sampling, limits)
+
+
+def _wants_sound(settings: dict[str, object]) -> bool:
+    """Takes the wish for a video's sound out of its settings."""
+    wish = settings.pop(WITH_SOUND, False)
+    if not isinstance(wish, bool):
+        raise InvalidRequestError("expected true or false", param=f"{SETTINGS_PARAM}.{WITH_SOUND}")
+    return wish
+
+
+def _with_sound(
+    clip: VideoClip, job: messages.Job, payload: bytes, sampling_rate: int, limits: SoundLimits
+) -> VideoClip:
+    """The clip with its sound, where the file has a sound track."""
+    from encoder_service.media.sound import decode_track
+
+    sound = decode_track(payload, sampling_rate, limits) if job.form == "file" else None
+    return replace(clip, sound=sound)
+
+
+def _heard(
+    preprocessor: Preprocessor, payload: bytes, settings: Mapping[str, Any], limits: SoundLimits
+) -> Features:
+    if not isinstance(preprocessor, Hears):
+        raise UnsupportedMediaError("the model takes no audio")
+    from encoder_service.media.sound import decode_sound
+
+    clip = decode_sound(payload, preprocessor.sampling_rate, limits)
+    return _with_settings(preprocessor.preprocess_audio, clip, settings)
 
 
 def _with_settings(

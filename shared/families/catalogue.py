@@ -45,6 +45,7 @@ class FamilyFacts:
         settings: processor settings that one picture may have of its own
             (`mm_processor_kwargs`).
         video_settings: those that one video may have; None: the same as a picture.
+        audio_settings: those that one recording may have.
         several: whether one prompt may hold several items.
         notes: what else a user should know; one sentence, or "".
         other_model_types: further values of `model_type`, of the same model in other layouts.
@@ -57,14 +58,17 @@ class FamilyFacts:
     embedding_fields: Mapping[Modality, EmbeddingFields] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
     video_settings: tuple[str, ...] | None = None
+    audio_settings: tuple[str, ...] = ()
     several: bool = True
     notes: str = ""
     other_model_types: tuple[str, ...] = ()
 
     def settings_of(self, modality: Modality) -> tuple[str, ...]:
         """Processor settings that one item of a modality may have of its own."""
-        if modality not in self.modalities or modality == "audio":
+        if modality not in self.modalities:
             return ()
+        if modality == "audio":
+            return self.audio_settings
         if modality == "video" and self.video_settings is not None:
             return self.video_settings
         return self.settings
