@@ -10,7 +10,8 @@ import asyncio
 import io
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+import wave
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from encoder_service.encoding import Encodings
 from encoder_service.media.messages import Job
 from encoder_service.media.pool import WorkerPool
 from encoder_service.media.preprocessing import make_preprocessor
+from encoder_service.media.sound_limits import SoundLimits
 from encoder_service.media.video_limits import VideoLimits
 from encoder_service.media.worker import WorkerLimits
 from encoder_service.priority import yield_to_others
@@ -33,7 +35,7 @@ from encoder_service.upload import MODALITIES, UploadRules
 from protos.encoder.v1 import encoder_service_pb2, encoder_service_pb2_grpc
 from shared.checkpoint import configured_dtype, find_checkpoint
 from shared.families import load_family
-from shared.families.base import Checkpoint, Family, Tower
+from shared.families.base import Checkpoint, Family, Features, Modality, Tower
 from shared.rpc.server import RunningServer, ServiceRegistration, build_server
 from shared.telemetry import Stopwatch, configure_logging
 
@@ -52,6 +54,10 @@ _WORKER_PIXEL_BYTE_COUNT = 24
 _WORKER_VIDEO_PIXEL_BYTE_COUNT = 6
 """Bytes per pixel of the frames that are taken. Measured 3.4 for 32 frames in 4K, which families hand on
 as they are; the rest is room for a family that works on a copy."""
+
+_WORKER_SOUND_BYTE_COUNT = 48 * 16_000
+"""Bytes per second of sound that a worker may use: twelve numbers for each of 16,000 samples, of which it
+keeps two while it joins what was resampled. Families that hear at other rates stay far below them."""
 
 _BATCH_TOKEN_COUNTS = {"cpu": 256, "cuda": 16_384}
 """Patches of one run of the tower where no setting says. Cores gain nothing by batches of more (measured:
@@ -92,7 +98,7 @@ async def running(settings: EncoderSettings) -> AsyncIterator[tuple[RunningServe
     family = load_family(checkpoint)
     async with AsyncExitStack() as stack:
         parts, encoder = await _started_parts(stack, settings, checkpoint, family)
-        await _warm_up(parts.pool, encoder)
+        await _warm_up(parts.pool, encoder, family.modalities)
         names = settings.served_model_name or (settings.model,)
         model = ServedModel(names[0], family.model_type, encoder.hidden_size)
         rules = UploadRules(
@@ -113,25 +119,8 @@ async def _started_parts(
     stack: AsyncExitStack, settings: EncoderSettings, checkpoint: Checkpoint, family: Family
 ) -> tuple[Parts, Encoder]:
     """Starts the workers and the tower side by side, and what stands on them."""
-    limits = WorkerLimits(
-        time_limit_s=settings.decode_timeout_s,
-        memory_byte_count=_WORKER_BASE_BYTE_COUNT
-        + max(
-            _WORKER_PIXEL_BYTE_COUNT * settings.max_image_pixels,
-            _WORKER_VIDEO_PIXEL_BYTE_COUNT * settings.max_video_pixels if "video" in family.modalities else 0,
-        ),
-        max_pixel_count=settings.max_image_pixels,
-        video=VideoLimits(
-            time_limit_s=settings.video_decode_timeout_s,
-            max_duration_s=settings.max_video_seconds,
-            max_frame_count=settings.max_video_frames,
-            max_frame_pixel_count=settings.max_video_frame_pixels,
-            max_pixel_count=settings.max_video_pixels,
-            max_decoded_pixel_count=settings.max_video_decoded_pixels,
-        ),
-    )
     factory = partial(make_preprocessor, str(checkpoint.folder))
-    pool = WorkerPool(factory, settings.workers, limits)
+    pool = WorkerPool(factory, settings.workers, _worker_limits(settings, family.modalities))
     stack.push_async_callback(pool.close)
     load, data_type = await asyncio.to_thread(_tower_loader, settings, checkpoint, family)
     encoder = Encoder(load, data_type, family.extra_widths())
@@ -151,6 +140,36 @@ async def _started_parts(
     stack.push_async_callback(delivery.close)
     admission = Admission(settings.max_pending_items, settings.max_pending_payload_mib * _MIB)
     return Parts(admission, encodings, delivery, cache, batcher, pool), encoder
+
+
+def _worker_limits(settings: EncoderSettings, modalities: Collection[Modality]) -> WorkerLimits:
+    """What one item may use of a worker."""
+    pixels = {
+        "image": _WORKER_PIXEL_BYTE_COUNT * settings.max_image_pixels,
+        "video": _WORKER_VIDEO_PIXEL_BYTE_COUNT * settings.max_video_pixels,
+    }
+    # A video may have its sound with it.
+    sound = int(_WORKER_SOUND_BYTE_COUNT * settings.max_audio_seconds) if "audio" in modalities else 0
+    return WorkerLimits(
+        time_limit_s=settings.decode_timeout_s,
+        memory_byte_count=_WORKER_BASE_BYTE_COUNT
+        + max(count for modality, count in pixels.items() if modality in ("image", *modalities))
+        + sound,
+        max_pixel_count=settings.max_image_pixels,
+        video=VideoLimits(
+            time_limit_s=settings.video_decode_timeout_s,
+            max_duration_s=settings.max_video_seconds,
+            max_frame_count=settings.max_video_frames,
+            max_frame_pixel_count=settings.max_video_frame_pixels,
+            max_pixel_count=settings.max_video_pixels,
+            max_decoded_pixel_count=settings.max_video_decoded_pixels,
+        ),
+        sound=SoundLimits(
+            time_limit_s=settings.audio_decode_timeout_s,
+            max_duration_s=settings.max_audio_seconds,
+            max_sample_count=settings.max_audio_samples,
+        ),
+    )
 
 
 def _tower_loader(
@@ -189,17 +208,35 @@ def _device(settings: EncoderSettings) -> str:
     return settings.device
 
 
-async def _warm_up(pool: WorkerPool, encoder: Encoder) -> None:
-    """Sends one picture all the way, so that the first caller does not pay for what comes once."""
-    from PIL import Image
+async def _warm_up(pool: WorkerPool, encoder: Encoder, modalities: Collection[Modality]) -> None:
+    """Sends one item all the way, so that the first caller does not pay for what comes once."""
+    job, payload = (
+        (Job("file", settings=""), _grey_picture())
+        if "image" in modalities
+        else (Job("file", settings="", modality="audio"), _silence())
+    )
+    features = await pool.run(job, payload)
+    assert isinstance(features, Features), "a file becomes features"
+    await encoder.run([features])
 
-    from shared.families.base import Features
+
+def _grey_picture() -> bytes:
+    from PIL import Image
 
     file = io.BytesIO()
     Image.new("RGB", (224, 224), (127, 127, 127)).save(file, "PNG")
-    features = await pool.run(Job("file", settings=""), file.getvalue())
-    assert isinstance(features, Features), "a picture becomes features"
-    await encoder.run([features])
+    return file.getvalue()
+
+
+def _silence() -> bytes:
+    """A second of it, as WAV."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as recording:
+        recording.setnchannels(1)
+        recording.setsampwidth(2)
+        recording.setframerate(16_000)
+        recording.writeframes(bytes(2 * 16_000))
+    return file.getvalue()
 
 
 def _build_server(servicer: EncoderServicer, settings: EncoderSettings) -> RunningServer:

@@ -69,8 +69,8 @@ class EncoderSettings(ServiceSettings):
     decode_timeout_s: float = Field(
         30.0,
         gt=0,
-        description="Seconds that decoding one item may take before its worker is killed; videos have "
-        "--video-decode-timeout-s.",
+        description="Seconds that decoding one item may take before its worker is killed; videos and audio "
+        "have their own.",
     )
     video_decode_timeout_s: float = Field(
         60.0, gt=0, description="Seconds that decoding one video may take before its worker is killed."
@@ -93,6 +93,22 @@ class EncoderSettings(ServiceSettings):
         ge=1,
         description="Most pixels of all frames together that have to be decoded of one video: of those "
         "that are taken and of those that they build on.",
+    )
+    audio_decode_timeout_s: float = Field(
+        60.0, gt=0, description="Seconds that decoding one recording may take before its worker is killed."
+    )
+    max_audio_seconds: float = Field(
+        3600.0,
+        gt=0,
+        le=65536,
+        description="Longest recording, in seconds, counted while it is decoded. While a worker has it, it "
+        "may use 768,000 bytes for each of them and 1 GiB more.",
+    )
+    max_audio_samples: int = Field(
+        500_000_000,
+        ge=1,
+        description="Most samples of one recording as they are in the file, of all its channels together, "
+        "counted while it is decoded.",
     )
     max_batch_tokens: int | None = Field(
         None,

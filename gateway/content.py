@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from shared.errors import InvalidRequestError, UnsupportedMediaError
+from gateway.encoded import is_data_url
+from shared.errors import InvalidRequestError
 from shared.settings import ModalityName
 
 
@@ -24,7 +25,7 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class MediaUrlPart:
-    """A picture or a video by URL: data, http, https or file.
+    """A picture, a video or a recording by URL: data, http, https or file.
 
     Attributes:
         param: path of the part, for errors.
@@ -37,7 +38,7 @@ class MediaUrlPart:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingsPart:
-    """Precomputed embeddings of a picture or a video.
+    """Precomputed embeddings of a picture, a video or a recording.
 
     Attributes:
         fields: name to base64 text, or to a JSON array.
@@ -59,16 +60,25 @@ _URL_KEYS: dict[str, tuple[str, ...]] = {
     "input_image": ("image_url",),
     "video_url": ("video_url",),
     "input_video": ("video_url", "input_video"),
+    "audio_url": ("audio_url",),
 }
-_NAMING_KEYS = ("text", "image_url", "image_embeds", "video_url", "input_video", "video_embeds")
-_OTHER_TYPES = frozenset({"audio_url", "input_audio", "audio_embeds"})
+_EMBEDDINGS: dict[str, ModalityName] = {
+    "image_embeds": "image",
+    "video_embeds": "video",
+    "audio_embeds": "audio",
+}
+_NAMING_KEYS = ("text", "image_url", "video_url", "input_video", "audio_url", "input_audio", *_EMBEDDINGS)
 _DETAILS = frozenset({"auto", "low", "high", "original"})
 # Hints about caching and origin: our caches go by content, so they change nothing.
 _HINTS = frozenset({"uuid", "cache_control", "annotations", "logprobs"})
 _MAX_FIELDS = 16
 _MAX_FIELD_NAME_LENGTH = 64
 _MAX_HINT_LENGTH = 256
-_SUPPORTED = "supported types are: 'text', 'image_url', 'image_embeds', 'video_url', 'video_embeds'"
+_MAX_FORMAT_LENGTH = 64
+_SUPPORTED = (
+    "supported types are: 'text', 'image_url', 'image_embeds', 'video_url', 'video_embeds', 'input_audio', "
+    "'audio_url', 'audio_embeds'"
+)
 
 
 def parse_content(content: str | list[Any], param: str) -> list[Part]:
@@ -100,17 +110,11 @@ def _parse_part(part: object, param: str) -> Part:
 
 def _guess_type(part: Mapping[str, Any]) -> str | None:
     """The type of a part that has none: the one key that says it."""
-    named = [key for key in (*_NAMING_KEYS, *_OTHER_TYPES) if key in part]
+    named = [key for key in _NAMING_KEYS if key in part]
     return named[0] if len(named) == 1 else None
 
 
 def _unknown_type(kind: object, param: str) -> InvalidRequestError:
-    if isinstance(kind, str) and kind in _OTHER_TYPES:
-        return InvalidRequestError(
-            f"'{kind}' parts are not supported; {_SUPPORTED}.",
-            param=param,
-            code=UnsupportedMediaError.default_code,
-        )
     shown = repr(kind)[:64]
     path = f"{param}.type"
     return InvalidRequestError(f"Invalid value for '{path}': {shown}; {_SUPPORTED}.", param=path)
@@ -144,7 +148,29 @@ def _parse_url(kind: str, part: Mapping[str, Any], param: str) -> Part:
     url = _text(value, path)
     if not url:
         raise InvalidRequestError(f"Invalid '{path}': the URL is empty.", param=path)
-    return MediaUrlPart("video" if "video" in kind else "image", url, path)
+    return MediaUrlPart(_modality_of(kind), url, path)
+
+
+def _modality_of(kind: str) -> ModalityName:
+    return "video" if "video" in kind else "audio" if "audio" in kind else "image"
+
+
+def _parse_audio(part: Mapping[str, Any], param: str) -> Part:
+    """OpenAI's form: base64, and a format that is only a hint, since the file itself tells."""
+    _check_keys(part, {"type", "input_audio"}, param)
+    path = f"{param}.input_audio"
+    value = part.get("input_audio")
+    if not isinstance(value, dict):
+        if value is None:
+            raise InvalidRequestError(f"Missing required parameter: '{path}'.", param=path)
+        raise InvalidRequestError(f"Invalid type for '{path}': expected an object.", param=path)
+    _check_keys(value, {"data", "format"}, path)
+    form = value.get("format")
+    if form is not None and not (isinstance(form, str) and len(form) <= _MAX_FORMAT_LENGTH):
+        raise InvalidRequestError(f"Invalid value for '{path}.format'.", param=f"{path}.format")
+    data = _text(value.get("data"), f"{path}.data")
+    url = data if is_data_url(data) else f"data:;base64,{data}"
+    return MediaUrlPart("audio", url, f"{path}.data")
 
 
 def _parse_embeddings(kind: str, part: Mapping[str, Any], param: str) -> Part:
@@ -164,7 +190,7 @@ def _parse_embeddings(kind: str, part: Mapping[str, Any], param: str) -> Part:
                 f"Invalid type for '{path}.{name}': expected base64 text or an array of numbers.",
                 param=f"{path}.{name}",
             )
-    return EmbeddingsPart("video" if kind == "video_embeds" else "image", fields, path)
+    return EmbeddingsPart(_EMBEDDINGS[kind], fields, path)
 
 
 def _text(value: object, param: str) -> str:
@@ -198,5 +224,6 @@ _PARSERS: dict[str, Callable[[Mapping[str, Any], str], Part]] = {
     **dict.fromkeys(_TEXT_TYPES, _parse_text),
     **{kind: partial(_parse_url, kind) for kind in _URL_KEYS},
     "refusal": _parse_refusal,
-    **{kind: partial(_parse_embeddings, kind) for kind in ("image_embeds", "video_embeds")},
+    "input_audio": _parse_audio,
+    **{kind: partial(_parse_embeddings, kind) for kind in _EMBEDDINGS},
 }

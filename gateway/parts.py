@@ -158,9 +158,10 @@ class Gateway:
 
 
 def _source_limits(settings: GatewaySettings) -> dict[ModalityName, SourceLimits]:
-    others = SourceLimits(settings.max_media_byte_count, settings.media_fetch_timeout_s)
+    image = SourceLimits(settings.max_media_byte_count, settings.media_fetch_timeout_s)
     video = SourceLimits(settings.max_video_byte_count, settings.video_fetch_timeout_s)
-    return {"image": others, "video": video, "audio": others}
+    audio = SourceLimits(settings.max_audio_byte_count, settings.audio_fetch_timeout_s)
+    return {"image": image, "video": video, "audio": audio}
 
 
 def _fetch_limits(settings: GatewaySettings) -> FetchLimits:

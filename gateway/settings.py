@@ -62,9 +62,18 @@ class GatewaySettings(ServiceSettings):
     video_fetch_timeout_s: float = Field(
         30.0, gt=0, description="Longest time to fetch one video, redirects included, in seconds."
     )
+    audio_fetch_timeout_s: float = Field(
+        10.0, gt=0, description="Longest time to fetch one recording, redirects included, in seconds."
+    )
     max_media_mib: float = Field(32.0, gt=0, description="Largest picture or embeddings, in MiB.")
     max_video_mib: float = Field(
         64.0, gt=0, description="Largest video, in MiB; encoder services have --max-payload-mib."
+    )
+    max_audio_mib: float = Field(
+        64.0,
+        gt=0,
+        description="Largest recording, in MiB; encoder services bound its seconds and samples while they "
+        "decode it (--max-audio-seconds, --max-audio-samples).",
     )
     max_request_media_mib: float = Field(
         256.0, gt=0, description="Most bytes of all media files of one request together, in MiB."
@@ -147,6 +156,10 @@ class GatewaySettings(ServiceSettings):
     @property
     def max_video_byte_count(self) -> int:
         return int(self.max_video_mib * MIB)
+
+    @property
+    def max_audio_byte_count(self) -> int:
+        return int(self.max_audio_mib * MIB)
 
     @property
     def item_settings(self) -> SettingsRules:

@@ -51,6 +51,41 @@ def moving_picture(seed: int, size: tuple[int, int], count: int) -> npt.NDArray[
     return np.stack([np.asarray(picture(1000 * seed + index // 2, size)) for index in range(count)])
 
 
+def sound(seed: int, seconds: float, rate: int = 16_000) -> npt.NDArray[np.float32]:
+    """A recording, another for each seed: tones that come and go, and a little noise.
+
+    Returns:
+        float32 (samples,).
+    """
+    dice = np.random.default_rng(seed)
+    time = np.arange(round(seconds * rate)) / rate
+    samples = 0.01 * dice.standard_normal(len(time))
+    for _ in range(4):
+        pitch, start, length = dice.uniform(150, 3000), dice.uniform(0, seconds), dice.uniform(0.1, 0.5)
+        loudness = np.exp(-(((time - start) / length) ** 2)) * dice.uniform(0.1, 0.3)
+        samples += loudness * np.sin(2 * np.pi * pitch * time)
+    return samples.astype(np.float32)
+
+
+def wave_file(samples: npt.NDArray[np.float32], rate: int) -> bytes:
+    """A WAV file that keeps every sample: 32-bit floating-point numbers.
+
+    Args:
+        samples: (samples,) or (samples, channels).
+    """
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format="WAV", subtype="FLOAT")
+    return buffer.getvalue()
+
+
+def audio_part(samples: npt.NDArray[np.float32], rate: int = 16_000) -> dict[str, Any]:
+    """A content part with a recording that keeps every sample."""
+    data = base64.b64encode(wave_file(samples, rate)).decode()
+    return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+
+
 def data_url(image: Image.Image, form: str = "PNG") -> str:
     """The picture as a data URL; PNG keeps every pixel."""
     buffer = io.BytesIO()
@@ -145,7 +180,8 @@ def template_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     """The same conversation as chat templates of checkpoints take it."""
 
     def part(given: dict[str, Any]) -> dict[str, Any]:
-        return given if given["type"] == "text" else {"type": given["type"].partition("_")[0]}
+        kind = given["type"].removeprefix("input_").partition("_")[0]
+        return given if kind == "text" else {"type": kind}
 
     return [
         {**message, "content": [part(given) for given in message["content"]]}

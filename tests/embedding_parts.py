@@ -1,4 +1,4 @@
-"""Embeddings as a user precomputes them: a picture or a video through `Encode`, then a content part.
+"""Embeddings as a user precomputes them: an item through `Encode`, then a content part.
 
 Knows the wire of the encoder service and the names of the fields. Does not know any family.
 """
@@ -21,15 +21,13 @@ from shared.encode_call import converse
 from shared.families.base import MAIN_TENSOR, RawTensor
 from shared.torch_tensors import from_raw
 from shared.wire import layouts_from_wire
-from tests.asking import encode_tensor
-from tests.oracle import Video
+from tests.asking import encode_tensor, wave_file
+from tests.oracle import Media, Recording
 
 TIMEOUT_S = 60.0
 
 
-async def encode(
-    address: str, item: Image.Image | Video
-) -> tuple[media_pb2.MediaInfo, dict[str, torch.Tensor]]:
+async def encode(address: str, item: Media) -> tuple[media_pb2.MediaInfo, dict[str, torch.Tensor]]:
     """An item's layout and tensors from the encoder at HOST:PORT, which delivers them to nobody else."""
     header, payload = _header(item)
     async with grpc.aio.insecure_channel(address) as channel:
@@ -59,7 +57,7 @@ def part_from(
     """A content part with an item's embeddings.
 
     Args:
-        modality: "image" or "video".
+        modality: "image", "video" or "audio".
         fields: names that the family takes, the rows first. Further tensors go under
             their own.
     """
@@ -77,9 +75,12 @@ def part_from(
     return {"type": f"{modality}_embeds", f"{modality}_embeds": encoded}
 
 
-def _header(item: Image.Image | Video) -> tuple[EncodeHeader, bytes]:
+def _header(item: Media) -> tuple[EncodeHeader, bytes]:
     if isinstance(item, Image.Image):
         modality, form, payload = media_pb2.MODALITY_IMAGE, media_pb2.MEDIA_FORM_FILE, _png(item)
+    elif isinstance(item, Recording):
+        modality, form = media_pb2.MODALITY_AUDIO, media_pb2.MEDIA_FORM_FILE
+        payload = wave_file(item.samples, item.rate)
     else:
         modality, form = media_pb2.MODALITY_VIDEO, media_pb2.MEDIA_FORM_FRAMES
         frames = [_png(Image.fromarray(frame)) for frame in item.frames]

@@ -47,7 +47,20 @@ class Video:
     total_num_frames: int | None = None
 
 
-Media = Image.Image | Video
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Sound.
+
+    Attributes:
+        samples: float32 (samples,), mono.
+        rate: samples a second: the family's own, since the oracle resamples nothing.
+    """
+
+    samples: npt.NDArray[np.float32]
+    rate: int = 16_000
+
+
+Media = Image.Image | Video | Recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +124,10 @@ class Oracle:
         Args:
             prompt: text with one placeholder for each item, or messages as chat
                 templates take them ({"type": "image"} without the picture).
-            media: pictures and videos, in the order in which the prompt names them.
+            media: pictures, videos and recordings, in the order in which the prompt names them.
             new_tokens: how many tokens to generate, neither fewer nor more.
             inputs: return the processor's arrays too.
-            rows: return the rows too: of videos where there are any, else of pictures.
+            rows: return the rows too: of videos where there are any, else of pictures, else of recordings.
             processor_arguments: further arguments of the processor.
             chat_template: used in the place of the checkpoint's own.
 
@@ -180,6 +193,9 @@ class Oracle:
             item.save(path)
             return {"type": "image", "path": path}
         path = self._new_file("npy")
+        if isinstance(item, Recording):
+            np.save(path, item.samples)
+            return {"type": "audio", "path": path, "rate": item.rate}
         np.save(path, item.frames)
         count = len(item.frames)
         return {

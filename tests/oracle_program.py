@@ -18,6 +18,7 @@ import os
 import sys
 import traceback
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,11 @@ class Loaded:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Does all that a request asks for."""
-        pictures, videos = read_media(request["media"])
+        media = read_media(request["media"])
         text = request["text"]
         if text is None:
             text = self.render(request["messages"], request["chat_template"])
-        inputs = self.inputs(text, pictures, videos, request["processor_arguments"])
+        inputs = self.inputs(text, media, request["processor_arguments"])
         reply: dict[str, Any] = {"text": text, "prompt_ids": inputs["input_ids"][0].tolist()}
         arrays = request["arrays"]
         if arrays is not None:
@@ -97,12 +98,14 @@ class Loaded:
         )
         return text
 
-    def inputs(
-        self, text: str, pictures: list[Any], videos: list[Any], arguments: dict[str, Any]
-    ) -> dict[str, Any]:
+    def inputs(self, text: str, media: Media, arguments: dict[str, Any]) -> dict[str, Any]:
         """The model's inputs for one prompt."""
+        pictures, videos, recordings = media.pictures, media.videos, media.recordings
         if self.overrides.make_inputs is not None:
-            return dict(self.overrides.make_inputs(self.processor, text, pictures, videos, arguments))
+            heard = {"recordings": recordings} if recordings else {}
+            return dict(
+                self.overrides.make_inputs(self.processor, text, pictures, videos, arguments, **heard)
+            )
         given: dict[str, Any] = {"text": [text], "return_tensors": "pt", **arguments}
         # As `apply_chat_template` does: no second begin token in front of a template's own.
         begin = self.processor.tokenizer.bos_token
@@ -110,19 +113,21 @@ class Loaded:
             given["add_special_tokens"] = False
         if pictures:
             given["images"] = pictures
+        if recordings:
+            given |= {"audio": recordings, "sampling_rate": media.sampling_rate}
         if videos:
             frames, metadata = zip(*videos, strict=True)
             given |= {"videos": list(frames), "video_metadata": list(metadata), "do_sample_frames": False}
         return dict(self.processor(**given))
 
     def media_rows(self, inputs: dict[str, Any]) -> list[torch.Tensor]:
-        """Rows of each item, or of each of its tiles, (rows, width); of videos where the inputs hold any."""
-        of_videos = "pixel_values_videos" in inputs
-        own = self.overrides.video_features if of_videos else self.overrides.image_features
+        """Rows of each item, or of each of its tiles, (rows, width); see `Oracle.ask`."""
+        kind = kind_of(inputs)
+        own = getattr(self.overrides, f"{kind}_features")
         with torch.no_grad():
             if own is not None:
                 return list(own(self.model, inputs))
-            name = "get_video_features" if of_videos else "get_image_features"
+            name = f"get_{kind}_features"
             ask = getattr(self.model if hasattr(self.model, name) else self.model.model, name)
             taken = inspect.signature(ask).parameters
             output = ask(**{name: tensor for name, tensor in inputs.items() if name in taken})
@@ -154,28 +159,53 @@ def load_processor(folder: Path) -> Any:
     return processor
 
 
-def read_media(media: list[dict[str, Any]]) -> tuple[list[Any], list[Any]]:
-    """Pictures, and videos as pairs of frames and metadata, from their files."""
-    from PIL import Image
-    from transformers.video_utils import VideoMetadata
+def kind_of(inputs: dict[str, Any]) -> str:
+    """Which of a prompt's items rows are asked of: videos, else pictures, else recordings."""
+    pixels = [name for name in inputs if "pixel_values" in name]
+    return "audio" if not pixels else "video" if "pixel_values_videos" in pixels else "image"
 
-    pictures, videos = [], []
+
+@dataclass
+class Media:
+    """A prompt's items: pictures, videos as pairs of frames and metadata, recordings of one rate."""
+
+    pictures: list[Any] = field(default_factory=list)
+    videos: list[Any] = field(default_factory=list)
+    recordings: list[Any] = field(default_factory=list)
+    sampling_rate: int = 0
+
+
+def read_media(media: list[dict[str, Any]]) -> Media:
+    """Items from their files."""
+    from PIL import Image
+
+    found = Media()
     for item in media:
         if item["type"] == "image":
             with Image.open(item["path"]) as picture:
-                pictures.append(picture.convert("RGB"))
+                found.pictures.append(picture.convert("RGB"))
+        elif item["type"] == "audio":
+            found.recordings.append(np.load(item["path"]))
+            found.sampling_rate = item["rate"]
         else:
-            frames = np.load(item["path"])
-            metadata = VideoMetadata(
-                total_num_frames=item["total_num_frames"],
-                fps=item["fps"],
-                frames_indices=item["frames_indices"],
-                duration=item["total_num_frames"] / item["fps"],
-                height=frames.shape[1],
-                width=frames.shape[2],
-            )
-            videos.append((frames, metadata))
-    return pictures, videos
+            found.videos.append(read_video(item))
+    return found
+
+
+def read_video(item: dict[str, Any]) -> tuple[Any, Any]:
+    """Frames and their metadata."""
+    from transformers.video_utils import VideoMetadata
+
+    frames = np.load(item["path"])
+    metadata = VideoMetadata(
+        total_num_frames=item["total_num_frames"],
+        fps=item["fps"],
+        frames_indices=item["frames_indices"],
+        duration=item["total_num_frames"] / item["fps"],
+        height=frames.shape[1],
+        width=frames.shape[2],
+    )
+    return frames, metadata
 
 
 def main() -> int:

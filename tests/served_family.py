@@ -14,7 +14,6 @@ from typing import Any
 import grpc
 import openai
 import pytest
-from PIL import Image
 
 from llm_service.text_tokenizer import TextTokenizer
 from protos.llm.v1 import llm_service_pb2
@@ -22,17 +21,18 @@ from protos.llm.v1.llm_service_pb2_grpc import LlmServiceStub
 from shared.checkpoint import read_checkpoint
 from shared.errors import PerceptError
 from shared.families import load_family
-from shared.families.base import MediaInfo, VideoClip
-from tests.asking import picture, template_messages, user, video_part
+from tests.asking import audio_part, template_messages, user, video_part
+from tests.families import main_modality
 from tests.families.case import FamilyCase
+from tests.items import features_of, item
 from tests.laying_out import Layouter
-from tests.oracle import Oracle, OracleAnswer, Video
+from tests.oracle import Media, Oracle, OracleAnswer, Recording, Video
 from tests.stack import UpStack
 
 BLOCK = 16
 TIMEOUT_S = 100.0
 
-Part = str | Image.Image | Video | Mapping[str, Any]
+Part = str | Media | Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +41,28 @@ class Question:
 
     Attributes:
         messages: as an OpenAI client writes them.
-        media: pictures and videos in them, in order.
+        media: the items in them, in order.
     """
 
     messages: list[dict[str, Any]]
-    media: list[Image.Image | Video]
+    media: list[Media]
 
 
 def question(*turns: Sequence[Part]) -> Question:
-    """A conversation of turns, the user's and the assistant's by turns: text, pictures and videos."""
+    """A conversation of turns, the user's and the assistant's by turns: text and items."""
     messages = []
     for index, turn in enumerate(turns):
-        parts = [video_part(part.frames, part.fps) if isinstance(part, Video) else part for part in turn]
+        parts = [_content_part(part) for part in turn]
         messages.append(user(*parts) | {"role": ("user", "assistant")[index % 2]})
-    media = [part for turn in turns for part in turn if isinstance(part, Image.Image | Video)]
+    media = [part for turn in turns for part in turn if isinstance(part, Media)]
     return Question(messages, media)
+
+
+def _content_part(part: Part) -> Any:
+    """What `user` takes."""
+    if isinstance(part, Video):
+        return video_part(part.frames, part.fps)
+    return audio_part(part.samples, part.rate) if isinstance(part, Recording) else part
 
 
 class ServedFamily:
@@ -80,8 +87,8 @@ class ServedFamily:
     def _step_size(self) -> int:
         """Most tokens of a step; see `FamilyCase.chunk`."""
         front, preprocessor = Layouter(self.folder), load_family(read_checkpoint(self.folder)).preprocessor()
-        placeholder = front.layout.placeholder_text("image")
-        infos = [preprocessor.preprocess_image(picture(0, size), {}).info for size in self.case.sizes]
+        placeholder = front.layout.placeholder_text(main_modality(self.case))
+        infos = [features_of(preprocessor, item(self.case, 0, which)).info for which in range(2)]
         layouts = [front.lay_out(placeholder, [info]).spans for info in infos]
         assert {span.splittable for spans in layouts for span in spans} == {self.case.spans_may_be_cut}
         longest = [max(span.length for span in spans) for spans in layouts]
@@ -172,15 +179,7 @@ class ServedFamily:
             )
         token_ids = list(rendered.token_ids)
         preprocessor = load_family(read_checkpoint(self.folder)).preprocessor()
-
-        def info(item: Image.Image | Video) -> MediaInfo:
-            if isinstance(item, Image.Image):
-                return preprocessor.preprocess_image(item, {}).info
-            count = len(item.frames)
-            clip = VideoClip(item.frames, tuple(range(count)), count, item.fps)
-            return preprocessor.preprocess_video(clip, {}).info
-
-        infos = [info(item) for item in asked.media]
+        infos = [features_of(preprocessor, shown).info for shown in asked.media]
         front = Layouter(self.folder)
         has_videos = any(isinstance(item, Video) for item in asked.media)
         # `Tokenize` is not told what an item is, and writes none out: where its tokens are the

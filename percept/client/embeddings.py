@@ -233,7 +233,8 @@ def _modality_of(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) 
     for modality in MODALITIES:
         if metadata.get(_MODALITY) == modality:
             return modality
-    return "video" if any(name.startswith("video_") for name in tensors) else "image"
+    kinds = {name.partition("_")[0] for name in tensors}
+    return "video" if "video" in kinds else "audio" if "audio" in kinds else "image"
 
 
 def _counts_of(

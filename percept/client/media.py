@@ -25,6 +25,8 @@ _FRAMES_RANK = 4
 _PICTURE_RANKS = (2, 3)
 _FRAME_TYPES = frozenset({"video/jpeg", "video/jpg", "video/png"})
 """Data URLs of these types are lists of frames, as a gateway takes them."""
+_RECORDINGS = frozenset({b"fLaC", b"OggS", b"caff", b".snd", b"RF64", b"RIFX", b"ADIF"})
+"""First bytes of files that hold sound alone."""
 
 
 def items_of(value: Any, modality: Modality, settings: str, param: str) -> list[Item]:
@@ -34,9 +36,10 @@ def items_of(value: Any, modality: Modality, settings: str, param: str) -> list[
         value: a file's path, `file://` or data URL; its bytes; a PIL picture; pixels, uint8
             (height, width, channels) or (pictures, height, width, channels); for videos the
             frames, uint8 (frames, height, width, 3) or a list of pictures, alone or with
-            {"fps": ...} in a tuple; embeddings as float tensors (rows, width) or
-            (items, rows, width), as a mapping of named tensors, as `Embeddings` or as the path
-            of a safetensors file; or a list of any of these.
+            {"fps": ...} in a tuple; for audio samples with their rate, (array, rate) or
+            {"array": ..., "sampling_rate": ...}, see `wave_of_array`; embeddings as float
+            tensors (rows, width) or (items, rows, width), as a mapping of named tensors, as
+            `Embeddings` or as the path of a safetensors file; or a list of any of these.
         modality: what the value is of.
         settings: canonical JSON of processor settings. Embeddings have none.
         param: where the value stands, for errors.
@@ -56,6 +59,8 @@ def _items_of(value: Any, modality: Modality, settings: str, param: str) -> list
     if modality == "video" and (clip := _clip(value)) is not None:
         frames, frame_rate = clip
         return [_frames_item(frames, frame_rate, settings, param)]
+    if modality == "audio" and (wave := _wave(value)) is not None:
+        return [file_item(wave, modality, settings, param)]
     if isinstance(value, list | tuple):
         return [
             item
@@ -71,8 +76,9 @@ def _items_of(value: Any, modality: Modality, settings: str, param: str) -> list
     if modality == "image" and (pictures := _pngs(value)) is not None:
         names = [param] if len(pictures) == 1 else [f"{param}[{index}]" for index in range(len(pictures))]
         return [file_item(png, modality, settings, name) for png, name in zip(pictures, names, strict=True)]
+    plain = "samples with their rate" if modality == "audio" else "pixels"
     raise InvalidRequestError(
-        f"{_shown(value)} is no {modality}: give a file, bytes, pixels or embeddings", param=param
+        f"{_shown(value)} is no {modality}: give a file, bytes, {plain} or embeddings", param=param
     )
 
 
@@ -132,8 +138,11 @@ def guess_modality(value: Any) -> Modality:
     from_embeddings = getattr(value, "modality", None)
     if from_embeddings in ("image", "video", "audio"):
         return from_embeddings  # type: ignore[no-any-return]
+    if _samples(value) is not None:
+        return "audio"
     if isinstance(value, Mapping):
-        return "video" if any(str(name).startswith("video_") for name in value) else "image"
+        kinds = {str(name).partition("_")[0] for name in value}
+        return "video" if "video" in kinds else "audio" if "audio" in kinds else "image"
     if isinstance(value, str | Path):
         kind = mimetypes.guess_type(str(value))[0] or ""
         return "video" if kind.startswith("video/") else "audio" if kind.startswith("audio/") else "image"
@@ -144,12 +153,40 @@ def guess_modality(value: Any) -> Modality:
 
 def _sniffed(head: bytes) -> Modality:
     if head[4:8] == b"ftyp":
+        if head[8:11] in (b"M4A", b"M4B"):
+            return "audio"
         return "image" if head[8:12] in (b"avif", b"avis", b"heic", b"mif1") else "video"
     if head[:4] == b"RIFF":
         return {b"AVI ": "video", b"WAVE": "audio"}.get(head[8:12], "image")  # type: ignore[return-value]
     if head[:4] == b"\x1aE\xdf\xa3":
         return "video"
-    return "audio" if head[:4] in (b"fLaC", b"OggS") or head[:3] == b"ID3" else "image"
+    if head[:4] in _RECORDINGS or head[:3] == b"ID3" or (head[:4] == b"FORM" and head[8:11] == b"AIF"):
+        return "audio"
+    # MPEG audio and AAC begin with eleven ones.
+    return "audio" if head[:1] == b"\xff" and head[1:2] >= b"\xe0" and head[1:2] != b"\xff" else "image"
+
+
+def _samples(value: Any) -> tuple[Any, float] | None:
+    """Samples and their rate, where a value is that."""
+    if isinstance(value, Mapping) and "sampling_rate" in value:
+        array, rate = value.get("array", value.get("raw")), value["sampling_rate"]
+    elif isinstance(value, tuple) and len(value) == 2:
+        array, rate = value
+    else:
+        return None
+    is_rate = isinstance(rate, int | float) and not isinstance(rate, bool)
+    return (array, rate) if is_rate and rank(array) is not None else None
+
+
+def _wave(value: Any) -> bytes | None:
+    """Samples as WAV; None for what is no samples."""
+    found = _samples(value)
+    if found is None:
+        return None
+    from percept.client.recordings import wave_of_array
+
+    array, rate = found
+    return wave_of_array(array.detach().cpu().numpy() if is_torch_tensor(array) else array, rate)
 
 
 def _clip(value: Any) -> tuple[Any, float] | None:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from percept.client.items import Item, ItemSettings
 from percept.client.media import items_of
 from protos.llm.v1 import llm_service_pb2
-from shared.errors import BadEmbeddingsError, InvalidRequestError
+from shared.errors import BadEmbeddingsError, BadMediaError, InvalidRequestError
 from shared.families.catalogue import Modality
 
 Message: TypeAlias = Mapping[str, Any]
@@ -33,7 +33,8 @@ _EMBEDDINGS: dict[str, Modality] = {
     "video_embeds": "video",
     "audio_embeds": "audio",
 }
-_TYPES = ", ".join(sorted({*_TEXTS, *_URLS, *_VALUES, *_EMBEDDINGS}))
+_INPUT_AUDIO = "input_audio"
+_TYPES = ", ".join(sorted({*_TEXTS, *_URLS, *_VALUES, *_EMBEDDINGS, _INPUT_AUDIO}))
 # What earlier models call the developer's instructions; templates know the older name.
 _ROLES = {"developer": "system"}
 
@@ -92,7 +93,23 @@ def _part(part: object, param: str, settings: ItemSettings) -> str | list[Item]:
         return items_of(_given(part, kind, param), modality, settings[modality], f"{param}.{kind}")
     if kind in _EMBEDDINGS:
         return _embeddings(_given(part, kind, param), _EMBEDDINGS[kind], f"{param}.{kind}")
+    if kind == _INPUT_AUDIO:
+        return [_encoded_recording(part.get(kind), settings["audio"], f"{param}.{kind}.data")]
     raise InvalidRequestError(f"a part's type is one of {_TYPES}; it is {kind!r}", param=f"{param}.type")
+
+
+def _encoded_recording(value: object, settings: str, param: str) -> Item:
+    """A recording as OpenAI's clients send it: base64 of a file, whose format the file itself tells."""
+    data = _text(value.get("data") if isinstance(value, Mapping) else None, param)
+    if data[:5].lower() == "data:":
+        (item,) = items_of(data, "audio", settings, param)
+        return item
+    try:
+        payload = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadMediaError("the data is not valid base64", param=param) from None
+    (item,) = items_of(payload, "audio", settings, param)
+    return item
 
 
 def _embeddings(value: Any, modality: Modality, param: str) -> list[Item]:

@@ -199,6 +199,15 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         settings=("min_pixels", "max_pixels", "size"),
     ),
     FamilyFacts(
+        "qwen2_audio",
+        "qwen2_audio:Qwen2AudioFamily",
+        ("Qwen/Qwen2-Audio-7B-Instruct",),
+        modalities=("audio",),
+        embedding_fields={"audio": EmbeddingFields(("audio_embeds",))},
+        audio_settings=("truncation",),
+        notes="Hears recordings of up to 30 seconds.",
+    ),
+    FamilyFacts(
         "qwen2_vl",
         "qwen2_vl:Qwen2VLFamily",
         ("percept-tiny", "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-72B-Instruct"),

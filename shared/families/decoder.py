@@ -133,7 +133,9 @@ def load_decoder(
 
     def build_half() -> nn.Module:
         size, vocabulary = text_config.hidden_size, text_config.vocab_size
-        return DecoderModule(build(text_config), size, vocabulary, bool(config.tie_word_embeddings))
+        return DecoderModule(
+            build(text_config), size, vocabulary, bool(getattr(config, "tie_word_embeddings", False))
+        )
 
     module = load_half(build_half, checkpoint, "language", prefixes, device, dtype, fits, renamed, read_apart)
     return make(module, text_config, axes)

@@ -16,6 +16,7 @@ from shared.families.config import model_config
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
     from torch import nn
 
     from shared.families.weights import Prefixes
@@ -27,6 +28,14 @@ class PicturesAlone:
     def preprocess_video(self, clip: VideoClip, settings: Mapping[str, Any]) -> Features:
         """See `Preprocessor`. Refuses."""
         raise UnsupportedMediaError("the model takes no videos")
+
+
+class AudioAlone(PicturesAlone):
+    """A preprocessor that takes neither pictures nor videos."""
+
+    def preprocess_image(self, picture: Image.Image, settings: Mapping[str, Any]) -> Features:
+        """See `Preprocessor`. Refuses."""
+        raise UnsupportedMediaError("the model takes no pictures")
 
 
 class InOneGo:

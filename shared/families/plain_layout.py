@@ -15,27 +15,29 @@ from shared.families.mrope import check_placeholder_count
 
 @dataclass(frozen=True, slots=True)
 class PlainLayout:
-    """For pictures alone.
+    """For items of one modality.
 
     Attributes:
-        image_id: token id of the placeholder.
-        image_text: what stands for a picture in plain text.
+        token_id: of the placeholder.
+        text: what stands for an item in plain text.
+        modality: what items are.
     """
 
-    image_id: int
-    image_text: str
+    token_id: int
+    text: str
+    modality: Modality = "image"
 
     def placeholder_ids(self) -> Mapping[Modality, int]:
         """See `PromptLayout`."""
-        return {"image": self.image_id}
+        return {self.modality: self.token_id}
 
     def placeholder_text(self, modality: Modality) -> str:
         """See `PromptLayout`."""
-        assert modality == "image", modality
-        return self.image_text
+        assert modality == self.modality, modality
+        return self.text
 
     def expand(self, token_ids: Sequence[int], media: Sequence[MediaInfo]) -> ExpandedPrompt:
         """See `PromptLayout`. Positions are int64 (1, tokens)."""
-        check_placeholder_count(token_ids, self.image_id, len(media))
+        check_placeholder_count(token_ids, self.token_id, len(media))
         runs = [(item, 0, info.row_count) for item, info in enumerate(media)]
-        return grow_rows(token_ids, self.image_id, runs)
+        return grow_rows(token_ids, self.token_id, runs)

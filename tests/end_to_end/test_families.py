@@ -14,15 +14,15 @@ from typing import Any
 
 import openai
 import pytest
-from PIL import Image
 
 from percept import AsyncClient, Embeddings, SamplingParams
 from shared.families.catalogue import Modality
-from tests.asking import frame_list_part, moving_picture, picture, user
+from tests.asking import frame_list_part, user
 from tests.embedding_parts import encode, part_from
-from tests.families import all_cases, takes_videos
+from tests.families import all_cases, main_modality, takes
 from tests.families.case import FamilyCase
-from tests.oracle import Oracle, Video
+from tests.items import item, modality_of, video
+from tests.oracle import Media, Oracle, Recording, Video
 from tests.served_family import BLOCK, Question, ServedFamily, question
 
 pytestmark = pytest.mark.end_to_end
@@ -33,35 +33,32 @@ LONG = "tell me about the colours of all things in the picture and where they ar
 
 
 def questions_for(case: FamilyCase) -> dict[str, Question]:
-    """The questions that a family can be asked, by name: eight, and those with videos."""
-    wide, tall = case.sizes
+    """The questions that a family can be asked, by name: eight, and those with its other modalities."""
     asked = {
-        "no picture": question(["hello, who are you?"]),
-        "no picture, longer than a chunk": question([LONG]),
-        "a picture before the text": question([picture(1, wide), "what is this?"]),
-        "a picture after the text": question(["look:", picture(2, tall)]),
-        "a picture in a long text": question([LONG, picture(3, wide), LONG]),
-        "three pictures between text": question(
-            ["first", picture(4, wide), "then", picture(5, tall), picture(6, wide), "compare"]
+        "no item": question(["hello, who are you?"]),
+        "no item, longer than a chunk": question([LONG]),
+        "an item before the text": question([item(case, 1), "what is this?"]),
+        "an item after the text": question(["look:", item(case, 2, 1)]),
+        "an item in a long text": question([LONG, item(case, 3), LONG]),
+        "three items between text": question(
+            ["first", item(case, 4), "then", item(case, 5, 1), item(case, 6), "compare"]
         ),
-        "three pictures in two messages": question(
-            [picture(7, tall), "what is it?"],
+        "three items in two messages": question(
+            [item(case, 7, 1), "what is it?"],
             ["a red circle"],
-            ["and", picture(8, wide), "and", picture(9, tall), "?"],
+            ["and", item(case, 8), "and", item(case, 9, 1), "?"],
         ),
-        "the same picture twice": question([picture(10, wide), "and again", picture(10, wide), "the same?"]),
+        "the same item twice": question([item(case, 10), "and again", item(case, 10), "the same?"]),
     }
-    if takes_videos(case):
-        asked["a video"] = question([video(case, 1), "what happens?"])
+    main, *others = case.facts.modalities
+    for place, modality in enumerate(others):
+        asked[f"{modality} alone"] = question([item(case, 20 + place, 0, modality), "what happens?"])
         if case.mixes_modalities:
-            asked["a video and a picture"] = question(["first", picture(11, tall), video(case, 2), "compare"])
+            asked[f"{main} and {modality}"] = question(
+                ["first", item(case, 11, 1), item(case, 30 + place, 1, modality), "compare"]
+            )
     most = case.most_pictures
     return {name: one for name, one in asked.items() if most is None or len(one.media) <= most}
-
-
-def video(case: FamilyCase, seed: int) -> Video:
-    """Frames of one picture that changes, two a second."""
-    return Video(moving_picture(seed, case.video_size, case.video_frames), fps=2.0)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -89,18 +86,18 @@ async def test_all_at_once_and_each_again(served: ServedFamily) -> None:
             assert found >= (again.usage.prompt_tokens - 1) // BLOCK * BLOCK - BLOCK, name
 
 
-async def test_the_same_prompt_with_another_picture_is_no_hit(served: ServedFamily) -> None:
+async def test_the_same_prompt_with_another_item_is_no_hit(served: ServedFamily) -> None:
     expected = []
     for seed in (21, 22):
-        asked = question([picture(seed, served.case.sizes[0]), "what is this?"])
+        asked = question([item(served.case, seed), "what is this?"])
         answer = await served.answer(asked.messages, TOKENS)
-        await served.check(answer, asked, f"picture {seed}", TOKENS)
-        expected.append(served.expected(asked, f"picture {seed}", TOKENS).new_ids)
+        await served.check(answer, asked, f"item {seed}", TOKENS)
+        expected.append(served.expected(asked, f"item {seed}", TOKENS).new_ids)
     assert expected[0] != expected[1], "the checkpoint answers the same to both: this proves nothing"
 
 
 async def test_a_follow_up(served: ServedFamily) -> None:
-    shown = picture(31, served.case.sizes[1])
+    shown = item(served.case, 31, 1)
     first = await served.answer(question([shown, "what is this?"]).messages, TOKENS)
     before = first.choices[0].message.content
     asked = question([shown, "what is this?"], [before], ["and which colour is it? " * 3])
@@ -110,39 +107,40 @@ async def test_a_follow_up(served: ServedFamily) -> None:
         assert answer.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens // BLOCK * BLOCK
 
 
-async def test_precomputed_embeddings_equal_their_picture(served: ServedFamily) -> None:
-    wide, tall = served.case.sizes
+async def test_precomputed_embeddings_equal_their_item(served: ServedFamily) -> None:
     several = served.case.most_pictures is None or served.case.most_pictures >= 3
-    shown = [picture(41, wide), picture(42, tall), picture(43, wide)][: 3 if several else 1]
+    shown = [item(served.case, 41), item(served.case, 42, 1), item(served.case, 43)][: 3 if several else 1]
     asked = question([*shown, "what is this?"])
-    # The second picture stays one: both kinds in one prompt.
+    # The second item stays one: both kinds in one prompt.
     parts = [one if index == 1 else await embedded(served, one) for index, one in enumerate(shown)]
-    answer = await served.answer([user(*parts, "what is this?")], TOKENS)
+    answer = await served.answer(question([*parts, "what is this?"]).messages, TOKENS)
     await served.check(answer, asked, "precomputed", TOKENS)
 
 
-async def test_precomputed_embeddings_equal_their_video(served: ServedFamily) -> None:
-    if not takes_videos(served.case):
-        part = {"type": "video_embeds", "video_embeds": {"video_embeds": "AAAA"}}
+@pytest.mark.parametrize("modality", ["video", "audio"])
+async def test_precomputed_embeddings_of_other_modalities(served: ServedFamily, modality: Modality) -> None:
+    if not takes(served.case, modality):
+        part = {"type": f"{modality}_embeds", f"{modality}_embeds": {f"{modality}_embeds": "AAAA"}}
         with pytest.raises(openai.BadRequestError):
             await served.answer([user(part, "what happens?")], TOKENS)
         return
-    asked = question([video(served.case, 4), "what happens?"])
-    part = await embedded(served, video(served.case, 4))
+    shown = item(served.case, 4, 0, modality)
+    asked = question([shown, "what happens?"])
+    part = await embedded(served, shown)
     answer = await served.answer([user(part, "what happens?")], TOKENS)
-    await served.check(answer, asked, "a precomputed video", TOKENS)
+    await served.check(answer, asked, f"precomputed {modality}", TOKENS)
 
 
-async def embedded(served: ServedFamily, item: Image.Image | Video) -> dict[str, Any]:
+async def embedded(served: ServedFamily, item: Media) -> dict[str, Any]:
     """The item's embeddings as a content part, with the fields that the family takes."""
-    modality: Modality = "video" if isinstance(item, Video) else "image"
+    modality = modality_of(item)
     fields = served.case.facts.embedding_fields[modality].required
     (encoder,) = served.stack.services("encoder")
     return part_from(*await encode(encoder.address, item), modality, fields)
 
 
 async def test_a_list_of_frames_is_a_video(served: ServedFamily) -> None:
-    if not takes_videos(served.case):
+    if not takes(served.case, "video"):
         part = frame_list_part(video(served.case, 3).frames)
         with pytest.raises(openai.BadRequestError):
             await served.answer([user(part, "what happens?")], TOKENS)
@@ -155,11 +153,11 @@ async def test_a_list_of_frames_is_a_video(served: ServedFamily) -> None:
 
 async def test_the_client_encodes_and_sends_back(served: ServedFamily) -> None:
     several = served.case.most_pictures is None or served.case.most_pictures >= 2
-    shown: list[Any] = [picture(51 + index, size) for index, size in enumerate(served.case.sizes)]
-    given: dict[str, list[Any]] = {"image": shown if several else shown[:1]}
-    if takes_videos(served.case):
-        clip = video(served.case, 5)
-        given["video"] = [(clip.frames, {"fps": clip.fps})]
+    main = main_modality(served.case)
+    shown = [as_client_takes_it(item(served.case, 51 + which, which)) for which in range(2)]
+    given: dict[str, list[Any]] = {main: shown if several else shown[:1]}
+    for modality in served.case.facts.modalities[1:]:
+        given[modality] = [as_client_takes_it(item(served.case, 5, 0, modality))]
     (encoder,), (llm,) = served.stack.services("encoder"), served.stack.services("llm")
     greedy = SamplingParams(temperature=0, max_tokens=TOKENS)
     async with AsyncClient(encoder=encoder.address, llm=llm.address) as client:
@@ -174,6 +172,13 @@ async def test_the_client_encodes_and_sends_back(served: ServedFamily) -> None:
                 )
             first, *others = (answer.outputs[0].token_ids for answer in answers)
             assert all(other == first for other in others), modality
+
+
+def as_client_takes_it(shown: Media) -> Any:
+    """An item as the Python client takes it."""
+    if isinstance(shown, Video):
+        return shown.frames, {"fps": shown.fps}
+    return (shown.samples, shown.rate) if isinstance(shown, Recording) else shown
 
 
 async def test_nothing_is_held_afterwards(served: ServedFamily) -> None:

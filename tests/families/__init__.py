@@ -10,6 +10,7 @@ import pkgutil
 from functools import cache
 from importlib import import_module
 
+from shared.families.catalogue import Modality
 from tests.families.case import FamilyCase
 
 _NO_FAMILIES = ("case",)
@@ -38,3 +39,18 @@ def all_variants() -> dict[str, tuple[FamilyCase, str]]:
 def takes_videos(case: FamilyCase) -> bool:
     """Says whether the family serves videos."""
     return "video" in case.facts.modalities
+
+
+def takes(case: FamilyCase, modality: Modality) -> bool:
+    """Says whether the family serves items of a modality."""
+    return modality in case.facts.modalities
+
+
+def main_modality(case: FamilyCase) -> Modality:
+    """What a family is asked about that may be asked about anything: pictures where it takes them."""
+    return case.facts.modalities[0]
+
+
+def cases_with(modality: Modality) -> list[str]:
+    """The families that serve items of a modality, by their `model_type`."""
+    return [name for name, case in all_cases().items() if takes(case, modality)]

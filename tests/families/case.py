@@ -26,10 +26,12 @@ class OracleOverrides:
             inputs as tensors, in the place of calling the processor. `pictures`
             are RGB PIL pictures, `videos` are pairs of frames, uint8 (frames,
             height, width, 3), and their metadata; `arguments` are the processor's
-            further arguments by name.
+            further arguments by name. Where the prompt has recordings, also
+            `recordings`, float32 (samples,) at the family's rate.
         image_features: (model, inputs) -> one float tensor (rows, width) for each
             picture, in the place of `model.get_image_features`.
         video_features: as much for videos.
+        audio_features: as much for recordings.
         generate_arguments: further arguments of `generate`.
         load_arguments: further arguments of the class's `from_pretrained`.
         running: (model, folder, inputs) -> a context in which the model is run with
@@ -41,6 +43,7 @@ class OracleOverrides:
     make_inputs: Callable[..., Mapping[str, Any]] | None = None
     image_features: Callable[[Any, Mapping[str, Any]], Any] | None = None
     video_features: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    audio_features: Callable[[Any, Mapping[str, Any]], Any] | None = None
     generate_arguments: Mapping[str, Any] = field(default_factory=dict)
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
     running: Callable[[Any, Path, Mapping[str, Any]], AbstractContextManager[None]] | None = None
@@ -62,15 +65,20 @@ class FamilyCase:
         variants: options of `build` by the variant's name; "" is the plain one,
             which all tests run for. The others run in the unit tests of halves.
         sizes: width and height of two kinds of pictures, of two aspect ratios.
-        most_pictures: most pictures in one prompt; None: any number.
+        most_pictures: most pictures in one prompt, or recordings where it takes no pictures;
+            None: any number.
         spans_may_be_cut: a prefill chunk may end inside a span.
-        mixes_modalities: transformers takes pictures and videos in one prompt.
+        mixes_modalities: transformers takes items of several modalities in one prompt.
         shares_prefixes: a repeated prompt finds its blocks in the prefix cache.
         video_size: width and height of frames. Choose it so that the family's video
             processor does not have to resize: then both sides see the same pixels.
         video_frames: number of frames.
         fewest_frames: what transformers' video processor takes at least.
-        chunk: most tokens of a step in the end-to-end test. None: smaller than every picture's
+        durations: seconds of two kinds of recordings.
+        longest: seconds of the longest recording that the family hears.
+        sound_tolerance: what a feature of a recording may differ by from transformers' own, which
+            are computed in torch.
+        chunk: most tokens of a step in the end-to-end test. None: smaller than every item's
             longest span, so that all are cut; no smaller than any where none may be cut.
         least_side: pixels of a picture's shorter side, in the tests of many sizes; the
             processor refuses thinner ones.
@@ -94,6 +102,9 @@ class FamilyCase:
     video_size: tuple[int, int] = (112, 84)
     video_frames: int = 4
     fewest_frames: int = 1
+    durations: tuple[float, float] = (1.3, 0.6)
+    longest: float = 30.0
+    sound_tolerance: float = 1e-4
     chunk: int | None = None
     least_side: int = 8
     unread_names: tuple[str, ...] = ()

@@ -135,7 +135,12 @@ REFUSED: list[tuple[str, dict[str, object], int, str | None]] = [
     ("file part", content({"type": "file", "file": {}}), 400, "messages[0].content[0].type"),
     ("video", content({"video_url": {"url": "data:,a"}}), 400, "messages[0].content[0].video_url"),
     ("video rows", content({"video_embeds": {"a": "eA=="}}), 400, "messages[0].content[0].video_embeds"),
-    ("audio part", content({"type": "input_audio", "input_audio": {}}), 400, "messages[0].content[0]"),
+    (
+        "audio without data",
+        content({"type": "input_audio", "input_audio": {}}),
+        400,
+        "messages[0].content[0].input_audio.data",
+    ),
     ("text number", content({"type": "text", "text": 5}), 400, "messages[0].content[0].text"),
     ("text missing", content({"type": "text"}), 400, "messages[0].content[0].text"),
     ("text extra", content({"type": "text", "text": "a", "foo": 1}), 400, "messages[0].content[0].foo"),

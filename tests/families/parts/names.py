@@ -8,7 +8,9 @@ from __future__ import annotations
 
 def newer_name(name: str) -> str:
     """The name that newer transformers give a tensor of the hub's layout."""
-    if name.startswith(("visual.", "vision_tower.", "multi_modal_projector.", "image_newline")):
+    if name.startswith(
+        ("visual.", "vision_tower.", "audio_tower.", "multi_modal_projector.", "image_newline")
+    ):
         return f"model.{name}"
     if name.startswith("language_model.lm_head."):
         return name.removeprefix("language_model.")

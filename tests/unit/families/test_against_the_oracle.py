@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from shared.families.base import MAIN_TENSOR, Family, VideoClip
-from tests.asking import moving_picture, picture
-from tests.families import takes_videos
+from shared.families.catalogue import Modality
+from tests.asking import moving_picture, picture, sound
+from tests.families import takes
+from tests.items import features_of
 from tests.laying_out import Layouter
-from tests.oracle import Oracle, Video
+from tests.oracle import Oracle, Recording, Video
 from tests.unit.families.conftest import EVERY
 
 CPU = torch.device("cpu")
@@ -23,7 +25,11 @@ TOLERANCE = 2e-5
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 
-@pytest.mark.parametrize("variant", EVERY)
+def variants_with(modality: Modality) -> list[str]:
+    return [name for name, (case, _) in EVERY.items() if takes(case, modality)]
+
+
+@pytest.mark.parametrize("variant", variants_with("image"))
 def test_pixels_tokens_and_rows(
     variant: str, tiny: Callable[[str], Path], family: Callable[[str], Family], oracle: Oracle
 ) -> None:
@@ -48,7 +54,35 @@ def test_pixels_tokens_and_rows(
         np.testing.assert_allclose(rows, np.concatenate(answer.rows), atol=TOLERANCE, rtol=TOLERANCE)
 
 
-@pytest.mark.parametrize("variant", [name for name, (case, _) in EVERY.items() if takes_videos(case)])
+@pytest.mark.parametrize("variant", variants_with("audio"))
+def test_recordings(
+    variant: str, tiny: Callable[[str], Path], family: Callable[[str], Family], oracle: Oracle
+) -> None:
+    """Prompts token for token, features and rows closely: alone, and several of different lengths at once."""
+    case, _ = EVERY[variant]
+    parts = family(variant)
+    preprocessor, tower = parts.preprocessor(), parts.tower(CPU, torch.float32)
+    front = Layouter(tiny(variant))
+    text = f"hear: {front.layout.placeholder_text('audio')} what is it?"
+    seconds = [*case.durations, 0.25, 0.999, case.longest]
+    items = [features_of(preprocessor, Recording(sound(7 + i, length))) for i, length in enumerate(seconds)]
+    together = tower.encode(items)
+    for index, length in enumerate(seconds):
+        where = f"{variant} {length} s"
+        shown = Recording(sound(7 + index, length))
+        answer = oracle.ask(case, tiny(variant), text, [shown], inputs=True, rows=True)
+        check_features(items[index].arrays, answer.inputs, case.sound_tolerance, where)
+        assert front.lay_out(text, [items[index].info]).token_ids == answer.prompt_ids, where
+
+        (alone,) = tower.encode([items[index]])
+        for tensors in (alone, together[index]):
+            rows = tensors[MAIN_TENSOR].numpy()
+            np.testing.assert_allclose(
+                rows, np.concatenate(answer.rows), atol=case.sound_tolerance, rtol=TOLERANCE, err_msg=where
+            )
+
+
+@pytest.mark.parametrize("variant", variants_with("video"))
 def test_videos(
     variant: str, tiny: Callable[[str], Path], family: Callable[[str], Family], oracle: Oracle
 ) -> None:
@@ -94,3 +128,13 @@ def check_arrays(ours: Arrays, theirs: Arrays, where: str) -> None:
         reshaped = ours[name].reshape(theirs[name].shape)
         np.testing.assert_array_equal(reshaped, theirs[name], err_msg=f"{where}: {name}")
     assert any(ours[name].dtype == np.float32 for name in common), f"{where}: no pixels in {sorted(ours)}"
+
+
+def check_features(ours: Arrays, theirs: Arrays, tolerance: float, where: str) -> None:
+    """What both have under one name is close, as far as ours reaches: transformers pads further."""
+    common = [name for name in ours if name in theirs and ours[name].dtype == np.float32]
+    for name in common:
+        reach = tuple(slice(side) for side in ours[name].shape)
+        shown = theirs[name].reshape(theirs[name].shape[-ours[name].ndim :])[reach]
+        np.testing.assert_allclose(ours[name], shown, atol=tolerance, rtol=0, err_msg=f"{where}: {name}")
+    assert common, f"{where}: no features in {sorted(ours)}"

@@ -8,16 +8,16 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from encoder_service.media.worker import WITH_SOUND
 from shared.checkpoint import read_checkpoint
 from shared.errors import BadEmbeddingsError, InvalidRequestError
 from shared.families import load_family
-from shared.families.base import RawTensor, VideoClip
+from shared.families.base import RawTensor
 from shared.families.catalogue import CATALOGUE, FamilyFacts, facts_of
 from tests.families import all_cases
+from tests.items import features_of, item
 
 ALL = pytest.mark.parametrize("facts", CATALOGUE, ids=lambda facts: facts.model_type)
 
@@ -79,20 +79,20 @@ def test_settings_that_no_modality_lists_are_refused(
 ) -> None:
     preprocessor = load_family(read_checkpoint(tiny_checkpoint(facts.model_type))).preprocessor()
     assert "media_io" not in facts.settings_of("image") + facts.settings_of("video")
-    with pytest.raises(InvalidRequestError) as caught:
-        preprocessor.preprocess_image(Image.new("RGB", (112, 84)), {"unheard_of": 1})
-    assert type(caught.value) is InvalidRequestError
-    for name in facts.settings_of("image"):
-        # A name that is listed is known: what is refused is the value.
+    for modality in facts.modalities:
+        shown = item(all_cases()[facts.model_type], 1, 0, modality)
         with pytest.raises(InvalidRequestError) as caught:
-            preprocessor.preprocess_image(Image.new("RGB", (112, 84)), {name: [["nonsense"]]})
-        assert "unknown" not in caught.value.message, name
-    if "video" not in facts.modalities:
-        return
-    clip = VideoClip(np.zeros((4, 84, 112, 3), np.uint8), (0, 1, 2, 3), 4, 2.0)
-    with pytest.raises(InvalidRequestError):
-        preprocessor.preprocess_video(clip, {"unheard_of": 1})
-    for name in facts.settings_of("video"):
-        with pytest.raises(InvalidRequestError) as caught:
-            preprocessor.preprocess_video(clip, {name: [["nonsense"]]})
-        assert "unknown" not in caught.value.message, name
+            features_of(preprocessor, shown, {"unheard_of": 1})
+        assert type(caught.value) is InvalidRequestError
+        for name in set(facts.settings_of(modality)) - {WITH_SOUND}:
+            # A name that is listed is known: what is refused is the value.
+            with pytest.raises(InvalidRequestError) as caught:
+                features_of(preprocessor, shown, {name: [["nonsense"]]})
+            assert "unknown" not in caught.value.message, name
+
+
+def test_sound_of_videos_is_for_families_that_hear() -> None:
+    for facts in CATALOGUE:
+        assert WITH_SOUND not in facts.settings_of("image") + facts.settings_of("audio")
+        if WITH_SOUND in facts.settings_of("video"):
+            assert "audio" in facts.modalities, facts.model_type

@@ -10,8 +10,8 @@ import torch
 from llm_service.engine.messages import SamplingSettings
 from shared.families.base import EncodedItem
 from shared.torch_tensors import to_raw
-from tests.asking import picture
-from tests.families import all_cases
+from tests.families import all_cases, main_modality
+from tests.items import features_of, item
 from tests.laying_out import Layouter
 from tests.unit.families.conftest import Build
 from tests.unit.runner.driver import Checkpoint, Driver
@@ -25,7 +25,8 @@ TOKENS = 6
 def test_bfloat16(model_type: str, tiny: Build) -> None:
     checkpoint = Checkpoint(tiny(model_type))
     parts = checkpoint.family
-    features = parts.preprocessor().preprocess_image(picture(1, CASES[model_type].sizes[0]), {})
+    case = CASES[model_type]
+    features = features_of(parts.preprocessor(), item(case, 1))
     (exact,) = parts.tower(CPU, torch.float32).encode([features])
     (tensors,) = parts.tower(CPU, torch.bfloat16).encode([features])
     for name, tensor in tensors.items():
@@ -36,7 +37,7 @@ def test_bfloat16(model_type: str, tiny: Build) -> None:
     driver = Driver(checkpoint, dtype="bfloat16")
     raw = {name: to_raw(tensor) for name, tensor in tensors.items()}
     driver.rows.items["shown"] = EncodedItem(features.info, raw)
-    text = f"look: {checkpoint.layout.placeholder_text('image')} what is it?"
+    text = f"look: {checkpoint.layout.placeholder_text(main_modality(case))} what is it?"
     prompt = Layouter(checkpoint.folder).token_ids(text, [features.info])
     sequence = driver.add(prompt, ["shown"], SamplingSettings(top_logprobs=0))
     while sequence.output_count < TOKENS:

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from shared.families.base import MAIN_TENSOR, Family, VideoClip
-from tests.asking import moving_picture, picture
-from tests.families import all_cases, takes_videos
+from tests.asking import moving_picture, picture, sound
+from tests.families import all_cases, cases_with
+from tests.items import features_of
 from tests.laying_out import Layouter
-from tests.oracle import Oracle
+from tests.oracle import Oracle, Recording
 from tests.unit.families.conftest import Build
 
 CASES = all_cases()
@@ -25,7 +26,7 @@ BATCH = 10
 SIDES = (8, 400)
 
 
-@pytest.mark.parametrize("model_type", CASES)
+@pytest.mark.parametrize("model_type", cases_with("image"))
 def test_a_hundred_sizes(
     model_type: str, tiny: Build, family: Callable[[str], Family], oracle: Oracle
 ) -> None:
@@ -50,7 +51,32 @@ def test_a_hundred_sizes(
         assert front.lay_out(text, [info]).token_ids == expected, size
 
 
-@pytest.mark.parametrize("model_type", [name for name, case in CASES.items() if takes_videos(case)])
+@pytest.mark.parametrize("model_type", cases_with("audio"))
+def test_recordings(model_type: str, tiny: Build, family: Callable[[str], Family], oracle: Oracle) -> None:
+    parts = family(model_type)
+    preprocessor, tower = parts.preprocessor(), parts.tower(CPU, torch.float32)
+    front = Layouter(tiny(model_type))
+    text = f"hear: {front.layout.placeholder_text('audio')} what is it?"
+    widths = {MAIN_TENSOR: parts.hidden_size(), **parts.extra_widths()}
+    dice = random.Random(2)
+    shortest, longest = 0.1, CASES[model_type].longest
+    seconds = [math.exp(dice.uniform(math.log(shortest), math.log(longest))) for _ in range(VIDEO_COUNT)]
+    recordings = [Recording(sound(seed, length)) for seed, length in enumerate(seconds)]
+    for first in range(0, VIDEO_COUNT, BATCH):
+        batch = [features_of(preprocessor, heard) for heard in recordings[first : first + BATCH]]
+        for length, features, tensors in zip(seconds[first:], batch, tower.encode(batch), strict=False):
+            rows = features.info.row_count
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            assert shapes == {name: (rows, width) for name, width in widths.items()}, length
+            spans = front.lay_out(text, [features.info]).spans
+            assert sum(span.length for span in spans) == rows, length
+    for heard in recordings:
+        info = features_of(preprocessor, heard).info
+        expected = oracle.ask(CASES[model_type], tiny(model_type), text, [heard]).prompt_ids
+        assert front.lay_out(text, [info]).token_ids == expected, len(heard.samples)
+
+
+@pytest.mark.parametrize("model_type", cases_with("video"))
 def test_videos(model_type: str, tiny: Build, family: Callable[[str], Family]) -> None:
     parts = family(model_type)
     preprocessor, tower = parts.preprocessor(), parts.tower(CPU, torch.float32)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from shared.errors import BadEmbeddingsError
-from shared.families.base import MAIN_TENSOR, Family, MediaInfo, RawTensor, VideoClip
+from shared.families.base import MAIN_TENSOR, Family, MediaInfo, RawTensor
 from shared.families.catalogue import Modality
 from shared.torch_tensors import to_raw
-from tests.asking import moving_picture, picture
 from tests.families import all_cases
+from tests.items import features_of, item
 from tests.laying_out import Layouter
 from tests.unit.families.conftest import Build
 
@@ -23,8 +23,8 @@ ALL = pytest.mark.parametrize(
     ("model_type", "modality"),
     [(name, modality) for name, case in CASES.items() for modality in case.facts.embedding_fields],
 )
-ANY_ROWS = {"phi4_multimodal"}
-"""Families whose rows say nothing of a picture's shape: one more is another picture."""
+ANY_ROWS = {"phi4_multimodal", "qwen2_audio"}
+"""Families whose rows say nothing of an item's shape: one more is another picture or recording."""
 
 HUGE = 2**62
 
@@ -33,12 +33,7 @@ Fields = dict[str, RawTensor]
 
 def info_of(model_type: str, modality: Modality, parts: Family) -> MediaInfo:
     """The layout of an item of the family's own making."""
-    case = CASES[model_type]
-    if modality == "image":
-        return parts.preprocessor().preprocess_image(picture(1, case.sizes[0]), {}).info
-    frames = moving_picture(1, case.video_size, case.video_frames)
-    clip = VideoClip(frames, tuple(range(len(frames))), len(frames), 2.0)
-    return parts.preprocessor().preprocess_video(clip, {}).info
+    return features_of(parts.preprocessor(), item(CASES[model_type], 1, 0, modality)).info
 
 
 def fields_of(model_type: str, modality: Modality, parts: Family, info: MediaInfo) -> Fields:
