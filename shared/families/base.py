@@ -17,9 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
-
 from shared.families.items import (
     MAIN_TENSOR,
     AudioClip,
@@ -31,6 +28,7 @@ from shared.families.items import (
     RawTensor,
     VideoClip,
 )
+from shared.families.spans import ExpandedPrompt, Span
 
 if TYPE_CHECKING:
     import torch
@@ -150,50 +148,6 @@ class Tower(Protocol):
             Whether it was moved. Where not, the log says why and torch goes on.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A run of placeholder tokens that rows of one item fill.
-
-    Attributes:
-        item: index of the item among the prompt's media. An item of several
-            pictures has as many spans.
-        start: first position in the expanded prompt.
-        length: number of rows.
-        splittable: False where the span's tokens see each other in both directions,
-            so that no prefill chunk may cut it.
-        first_row: the item's row that fills the first position.
-    """
-
-    item: int
-    start: int
-    length: int
-    splittable: bool = True
-    first_row: int = 0
-
-
-@dataclass(slots=True)
-class ExpandedPrompt:
-    """A prompt with its placeholders grown to spans.
-
-    Attributes:
-        token_ids: all tokens, placeholders repeated once per row.
-        spans: where each item's rows go, in order, not overlapping.
-        positions: int64 (axes, tokens) rotary positions; axes is 1 or 3 (M-RoPE:
-            time, height, width).
-        next_position: the position, on every axis, of the first generated
-            token; later ones count up from it.
-        variant: which of several sets of weights the prompt is computed with, where
-            the family has such (adapters inside the checkpoint); "" for the plain
-            ones. Prompts of different variants share no blocks.
-    """
-
-    token_ids: list[int]
-    spans: list[Span]
-    positions: npt.NDArray[np.int64]
-    next_position: int
-    variant: str = ""
 
 
 class PromptLayout(Protocol):
