@@ -6,7 +6,6 @@ hundreds of formats and no declared format or file name counts. Does not decode.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,6 +71,8 @@ _UNKNOWN_LENGTHS = frozenset({0, 0xFFFFFFFF, 0x7FFFFFFF})
 """What programs write that cannot go back to the header of what they stream."""
 
 _NEARLY_2_GIB = 0x7FFF0000
+_MOST_ZEROS = 1 << 20
+"""Bytes behind tags among which the first frame begins."""
 _MOST_CHUNKS = 100_000
 
 
@@ -88,7 +89,8 @@ def format_of(payload: bytes) -> SoundFormat:
     for offset, signature, name in _FOREIGN:
         if payload.startswith(signature, offset):
             raise UnsupportedMediaError(f"{name} is not accepted as audio; {ACCEPTED}")
-    found_stream = _stream_format(payload[_after_tags(payload) :])
+    start = _after_tags(payload)
+    found_stream = _stream_format(payload[start : start + _MOST_ZEROS])
     if found_stream is None:
         raise BadMediaError(f"the bytes are no audio that can be read; {ACCEPTED}")
     return found_stream
@@ -107,11 +109,8 @@ def check_whole(payload: bytes, found: SoundFormat) -> None:
         check_container(payload, "mov", "recording")
     elif found.name == "matroska":
         check_container(payload, "matroska", "recording")
-    elif found.name in ("WAV", "AIFF"):
-        # Half a sample may be missing where a chunk's padding is.
-        end = max((start + size for start, size in _chunks(payload)), default=0)
-        if end > len(payload) + 1:
-            raise cut_short()
+    elif found.name in ("WAV", "AIFF") and _end_of_samples(payload) > len(payload):
+        raise cut_short()
 
 
 def cut_short() -> BadMediaError:
@@ -147,15 +146,16 @@ def _stream_format(payload: bytes) -> SoundFormat | None:
     return SoundFormat("MP3", "libsndfile") if is_mpeg else None
 
 
-def _chunks(payload: bytes) -> Iterator[tuple[int, int]]:
-    """Start and length of each chunk's content in a RIFF or AIFF file; those of unknown length left out."""
+def _end_of_samples(payload: bytes) -> int:
+    """Where the chunk of samples of a RIFF or AIFF file ends; 0 where nothing says it."""
     order: Literal["big", "little"] = "little" if payload.startswith(b"RIFF") else "big"
     place = 12
     for _ in range(_MOST_CHUNKS):
-        if place + 8 > len(payload):
-            return
         size = int.from_bytes(payload[place + 4 : place + 8], order)
-        if size in _UNKNOWN_LENGTHS or _NEARLY_2_GIB <= size < 1 << 31:
-            return
-        yield place + 8, size
+        if payload[place : place + 4] in (b"data", b"SSND"):
+            is_unknown = size in _UNKNOWN_LENGTHS or _NEARLY_2_GIB <= size < 1 << 31
+            return 0 if is_unknown else place + 8 + size
         place += 8 + size + size % 2
+        if place >= len(payload):
+            break
+    return 0

@@ -12,11 +12,21 @@ import numpy as np
 from PIL import Image
 
 from shared.errors import BadMediaError, InvalidRequestError
-from shared.families.base import EncodedItem, Features, MediaInfo, Modality, RawTensor, VideoClip
+from shared.families.base import (
+    AudioClip,
+    EncodedItem,
+    Features,
+    MediaInfo,
+    Modality,
+    RawTensor,
+    VideoClip,
+)
 
 
 class ObedientPreprocessor:
     """Gives the picture's mean colour, after whatever it is told to do before."""
+
+    sampling_rate = 16_000
 
     def preprocess_image(self, picture: Image.Image, settings: Mapping[str, Any]) -> Features:
         """Settings: sleep (seconds), kill (itself), kill_once (a file that tells it has), allocate
@@ -38,7 +48,17 @@ class ObedientPreprocessor:
                 "frames": clip.frames,
                 "indices": np.array(clip.indices),
                 "whole": np.array([clip.frame_count, clip.frames_per_second]),
+                **({"sound": clip.sound.samples} if clip.sound is not None else {}),
             },
+            token_cost=4,
+        )
+
+    def preprocess_audio(self, clip: AudioClip, settings: Mapping[str, Any]) -> Features:
+        """Gives the samples as they came; the settings as above."""
+        obey(settings)
+        return Features(
+            MediaInfo(row_count=1, duration=clip.duration),
+            {"samples": clip.samples, "rate": np.array([clip.sampling_rate])},
             token_cost=4,
         )
 
