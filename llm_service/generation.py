@@ -157,10 +157,13 @@ class Generation:
         )
 
     def _media_usage(self) -> dict[str, int]:
-        """The fields of `Usage` that count the rows of each modality that there is."""
+        """The fields of `Usage` that count each modality's rows; those of a video's sound are audio."""
         counts: Counter[Modality] = Counter()
         for item, count in zip(self._items, self._laid_out.item_token_counts, strict=True):
-            counts[item.modality] += count
+            sound = self._infos[item.key].sound_row_count
+            counts[item.modality] += count - sound
+            if sound:
+                counts["audio"] += sound
         return {f"{modality}_token_count": count for modality, count in counts.items()}
 
     def _timings(self) -> pb.Timings:

@@ -99,25 +99,35 @@ def image_part(image: Image.Image | str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def video_part(frames: Any, frames_per_second: float) -> dict[str, Any]:
-    """A content part with a video that keeps every pixel: lossless H.264 of RGB in MP4.
+def video_part(frames: Any, frames_per_second: float, sound: tuple[Any, int] | None = None) -> dict[str, Any]:
+    """A content part with a video that keeps every pixel and sample: H.264 of RGB, without loss, in MOV.
 
     Args:
         frames: RGB, uint8 (frames, height, width, 3).
+        sound: samples, float32 (samples,), and their rate.
     """
     import av
 
     buffer = io.BytesIO()
     rate = Fraction(frames_per_second).limit_denominator(1000)
-    with av.open(buffer, "w", format="mp4") as container:
+    with av.open(buffer, "w", format="mov" if sound is not None else "mp4") as container:
         stream = container.add_stream("libx264rgb", rate=rate, options={"qp": "0"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "rgb24"
+        heard: Any = None
+        if sound is not None:
+            heard = container.add_stream("pcm_f32le", rate=sound[1], layout="mono")
         for frame in frames:
             for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
                 container.mux(packet)
         container.mux(stream.encode())
-    url = f"data:video/mp4;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        if sound is not None:
+            whole = av.AudioFrame.from_ndarray(sound[0][None], format="flt", layout="mono")
+            whole.sample_rate, whole.pts = sound[1], 0
+            container.mux(heard.encode(whole))
+            container.mux(heard.encode(None))
+    kind = "quicktime" if sound is not None else "mp4"
+    url = f"data:video/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return {"type": "video_url", "video_url": {"url": url}}
 
 

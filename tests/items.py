@@ -6,6 +6,7 @@ Knows the sizes that a family's row gives. Does not know any family.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -35,6 +36,13 @@ def video(case: FamilyCase, seed: int) -> Video:
     return Video(moving_picture(seed, case.video_size, case.video_frames), fps=2.0)
 
 
+def sounding_video(case: FamilyCase, seed: int) -> Video:
+    """A video with a recording of its length."""
+    silent = video(case, seed)
+    seconds = len(silent.frames) / silent.fps
+    return replace(silent, sound=Recording(sound(seed, seconds)))
+
+
 def recording(case: FamilyCase, seed: int, which: int = 0) -> Recording:
     """Tones that come and go."""
     return Recording(sound(seed, case.durations[which]))
@@ -55,6 +63,7 @@ def features_of(
         return preprocessor.preprocess_audio(AudioClip(shown.samples, shown.rate), settings)
     if isinstance(shown, Video):
         count = len(shown.frames)
-        clip = VideoClip(shown.frames, tuple(range(count)), count, shown.fps)
+        heard = AudioClip(shown.sound.samples, shown.sound.rate) if shown.sound is not None else None
+        clip = VideoClip(shown.frames, tuple(range(count)), count, shown.fps, heard)
         return preprocessor.preprocess_video(clip, settings)
     return preprocessor.preprocess_image(shown, settings)

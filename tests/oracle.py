@@ -31,23 +31,6 @@ TIMEOUT_S = 240.0
 
 
 @dataclass(frozen=True, eq=False)
-class Video:
-    """Frames of a video, as they were sampled.
-
-    Attributes:
-        frames: uint8 (frames, height, width, 3).
-        fps: frames a second of the video that they were sampled from.
-        frames_indices: each frame's number in that video; None: all, in order.
-        total_num_frames: how many that video has; None: as many as here.
-    """
-
-    frames: npt.NDArray[np.uint8]
-    fps: float = 2.0
-    frames_indices: Sequence[int] | None = None
-    total_num_frames: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
 class Recording:
     """Sound.
 
@@ -58,6 +41,25 @@ class Recording:
 
     samples: npt.NDArray[np.float32]
     rate: int = 16_000
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """Frames of a video, as they were sampled.
+
+    Attributes:
+        frames: uint8 (frames, height, width, 3).
+        fps: frames a second of the video that they were sampled from.
+        frames_indices: each frame's number in that video; None: all, in order.
+        total_num_frames: how many that video has; None: as many as here.
+        sound: of that video; the oracle's inputs have it among their recordings.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    fps: float = 2.0
+    frames_indices: Sequence[int] | None = None
+    total_num_frames: int | None = None
+    sound: Recording | None = None
 
 
 Media = Image.Image | Video | Recording
@@ -196,6 +198,7 @@ class Oracle:
         if isinstance(item, Recording):
             np.save(path, item.samples)
             return {"type": "audio", "path": path, "rate": item.rate}
+        sound = {"sound": self._write(item.sound)} if item.sound is not None else {}
         np.save(path, item.frames)
         count = len(item.frames)
         return {
@@ -204,6 +207,7 @@ class Oracle:
             "fps": item.fps,
             "frames_indices": list(item.frames_indices or range(count)),
             "total_num_frames": item.total_num_frames or count,
+            **sound,
         }
 
     def _new_file(self, ending: str) -> str:

@@ -167,7 +167,10 @@ def kind_of(inputs: dict[str, Any]) -> str:
 
 @dataclass
 class Media:
-    """A prompt's items: pictures, videos as pairs of frames and metadata, recordings of one rate."""
+    """A prompt's items: pictures, videos as pairs of frames and metadata, recordings of one rate.
+
+    The sound of videos is among the recordings, all in the prompt's order.
+    """
 
     pictures: list[Any] = field(default_factory=list)
     videos: list[Any] = field(default_factory=list)
@@ -184,11 +187,12 @@ def read_media(media: list[dict[str, Any]]) -> Media:
         if item["type"] == "image":
             with Image.open(item["path"]) as picture:
                 found.pictures.append(picture.convert("RGB"))
-        elif item["type"] == "audio":
-            found.recordings.append(np.load(item["path"]))
-            found.sampling_rate = item["rate"]
-        else:
+        elif item["type"] == "video":
             found.videos.append(read_video(item))
+        heard = item if item["type"] == "audio" else item.get("sound")
+        if heard is not None:
+            found.recordings.append(np.load(heard["path"]))
+            found.sampling_rate = heard["rate"]
     return found
 
 

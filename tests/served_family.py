@@ -61,7 +61,8 @@ def question(*turns: Sequence[Part]) -> Question:
 def _content_part(part: Part) -> Any:
     """What `user` takes."""
     if isinstance(part, Video):
-        return video_part(part.frames, part.fps)
+        heard = (part.sound.samples, part.sound.rate) if part.sound is not None else None
+        return video_part(part.frames, part.fps, heard)
     return audio_part(part.samples, part.rate) if isinstance(part, Recording) else part
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,6 +37,8 @@ _UNSUPPORTED_ENCODINGS = frozenset({1, 4})
 
 _EXACT = frozenset({"FLAC"})
 """Formats whose header tells how many samples there are, and whose libraries do not check."""
+
+_STANDARD_ERROR = 2
 
 Piece = npt.NDArray[np.float32]
 
@@ -104,6 +107,24 @@ def _samples(payload: bytes, found: SoundFormat, sampling_rate: int, limits: Sou
 
 
 def _of_libsndfile(payload: bytes, found: SoundFormat, sampling_rate: int, limits: SoundLimits) -> Piece:
+    with _silenced():
+        return _read_whole(payload, found, sampling_rate, limits)
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """libsndfile's MP3 decoder writes a line to the process's standard error for every broken frame."""
+    kept, nowhere = os.dup(_STANDARD_ERROR), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, _STANDARD_ERROR)
+        yield
+    finally:
+        os.dup2(kept, _STANDARD_ERROR)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _read_whole(payload: bytes, found: SoundFormat, sampling_rate: int, limits: SoundLimits) -> Piece:
     try:
         file = soundfile.SoundFile(io.BytesIO(payload))
     except soundfile.LibsndfileError as error:

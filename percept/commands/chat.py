@@ -11,7 +11,7 @@ import json
 import mimetypes
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +38,12 @@ def chat(
         list[str] | None,
         typer.Option("--video", help="Video to ask about: a file or a URL. May be repeated.", metavar="FILE"),
     ] = None,
+    audio: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--audio", help="Recording to ask about: a file or a URL. May be repeated.", metavar="FILE"
+        ),
+    ] = None,
     url: Annotated[str, typer.Option(help="The gateway.")] = "http://127.0.0.1:8000",
     model: Annotated[
         str | None, typer.Option(help="Served model name; the gateway's first if unset.")
@@ -52,7 +58,8 @@ def chat(
     """Asks the gateway and writes the answer as it comes."""
     options = {"model": model, "max_completion_tokens": max_tokens, "temperature": temperature}
     try:
-        body = build_body(question, image or [], video or [], system, options)
+        files = {"image": image or [], "video": video or [], "audio": audio or []}
+        body = build_body(question, files, system, options)
         asyncio.run(_print_answer(url.rstrip("/").removesuffix("/v1"), body, api_key))
     except ChatError as error:
         print(f"percept chat: {error}", file=sys.stderr)
@@ -62,17 +69,20 @@ def chat(
 
 
 def build_body(
-    question: str, images: list[str], videos: list[str], system: str | None, options: dict[str, Any]
+    question: str, files: Mapping[str, Sequence[str]], system: str | None, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Builds the request: pictures first, then videos, then the question.
+    """Builds the request: pictures first, then videos, then recordings, then the question.
+
+    Args:
+        files: files and URLs by modality, in the order in which they go into the request.
 
     Raises:
         ChatError: a file cannot be read.
     """
     content: list[dict[str, Any]] = [
-        {"type": kind, kind: {"url": _as_url(file, flag)}}
-        for kind, flag, files in (("image_url", "--image", images), ("video_url", "--video", videos))
-        for file in files
+        {"type": f"{modality}_url", f"{modality}_url": {"url": _as_url(file, f"--{modality}")}}
+        for modality, named in files.items()
+        for file in named
     ]
     content.append({"type": "text", "text": question})
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]

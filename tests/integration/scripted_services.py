@@ -52,6 +52,7 @@ class ScriptedLlm(
     fail_after: int = 0
     vanish: bool = False
     ask_twice: bool = False
+    family: str = "qwen2_vl"
     limits: Mapping[int, int] = field(default_factory=lambda: {media_pb2.MODALITY_IMAGE: 8})
     requests: list[llm_pb2.GenerateRequest] = field(default_factory=list)
     delivered: list[str] = field(default_factory=list)
@@ -113,7 +114,9 @@ class ScriptedLlm(
                     prompt_token_count=10,
                     completion_token_count=count,
                     cached_token_count=4,
-                    image_token_count=3 * len(request.media),
+                    image_token_count=3 * _count(request, media_pb2.MODALITY_IMAGE),
+                    video_token_count=3 * _count(request, media_pb2.MODALITY_VIDEO),
+                    audio_token_count=3 * _count(request, media_pb2.MODALITY_AUDIO),
                 )
             )
             finish.timings.CopyFrom(
@@ -140,7 +143,7 @@ class ScriptedLlm(
         ]
         return llm_pb2.GetModelResponse(
             models=["tiny", "org/tiny"],
-            family="qwen2_vl",
+            family=self.family,
             max_model_len=512,
             hidden_size=8,
             vocabulary_size=100,
@@ -152,6 +155,10 @@ class ScriptedLlm(
         return llm_pb2.GetStatusResponse(
             running_sequence_count=self.running, used_block_count=3, block_count=12, generated_token_count=7
         )
+
+
+def _count(request: llm_pb2.GenerateRequest, modality: int) -> int:
+    return sum(item.modality == modality for item in request.media)
 
 
 def _needed(keys: list[str]) -> llm_pb2.GenerateResponse:

@@ -127,20 +127,23 @@ def test_chat_without_a_gateway_says_so() -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("flag", ["--image", "--video"])
+@pytest.mark.parametrize("flag", ["--image", "--video", "--audio"])
 def test_chat_with_a_missing_file_says_so(tmp_path: Path, flag: str) -> None:
     done = percept("chat", flag, str(tmp_path / "none.mp4"), "hello")
     assert done.returncode == 1
     assert f"{flag} {tmp_path / 'none.mp4'}: " in done.stderr
 
 
-def test_chat_sends_pictures_and_videos_before_the_question(tmp_path: Path) -> None:
-    film = tmp_path / "film.mp4"
+def test_chat_sends_files_before_the_question(tmp_path: Path) -> None:
+    film, song = tmp_path / "film.mp4", tmp_path / "song.mp3"
     film.write_bytes(b"film")
-    body = build_body("What?", ["https://example.org/a.png"], [str(film)], None, {})
+    song.write_bytes(b"song")
+    files = {"image": ["https://example.org/a.png"], "video": [str(film)], "audio": [str(song)]}
+    body = build_body("What?", files, None, {})
     assert body["messages"][0]["content"] == [
         {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
         {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,ZmlsbQ=="}},
+        {"type": "audio_url", "audio_url": {"url": "data:audio/mpeg;base64,c29uZw=="}},
         {"type": "text", "text": "What?"},
     ]
 
