@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
@@ -24,6 +25,8 @@ from shared.content_key import content_key
 from shared.errors import BadMediaError, InvalidRequestError, MediaFetchError, PerceptError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+SAMPLES = np.random.default_rng(2).integers(-(2**15), 2**15, 500).astype(np.float32) / np.float32(32768)
+"""Multiples of what 16 bits tell apart."""
 FRAMES = np.random.default_rng(1).integers(0, 256, (4, 5, 7, 3), dtype=np.uint8)
 
 
@@ -194,6 +197,17 @@ def test_a_video_without_frames() -> None:
         ("a.PNG", "image"),
         (Path("b.mp4"), "video"),
         ("c.wav", "audio"),
+        ("c.mp3", "audio"),
+        ((SAMPLES, 16_000), "audio"),
+        ({"array": SAMPLES, "sampling_rate": 16_000}, "audio"),
+        (b"ID3\4\0\0\0\0\0\0", "audio"),
+        (b"\xff\xfb\x90\x64", "audio"),
+        (b"\xff\xd8\xff\xe0", "image"),
+        (b"fLaC", "audio"),
+        (b"OggS", "audio"),
+        (b"FORM\0\0\0\0AIFF", "audio"),
+        (b"\0\0\0\x20ftypM4A ", "audio"),
+        ({"audio_embeds": 1}, "audio"),
         ("d", "image"),
         (b"\x89PNG\r\n\x1a\n", "image"),
         (b"\0\0\0\x20ftypisom", "video"),
@@ -232,3 +246,52 @@ def test_a_picture_whose_file_is_broken_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(BadMediaError, match="cannot be read"):
         items(Image.open(path))
+
+
+@pytest.mark.parametrize(
+    ("value", "channels"),
+    [
+        ((SAMPLES, 16_000), 1),
+        ((SAMPLES.astype(np.float64), 16_000.0), 1),
+        ({"array": SAMPLES, "sampling_rate": 16_000}, 1),
+        ({"raw": SAMPLES, "sampling_rate": 16_000}, 1),
+        ((np.stack([SAMPLES, SAMPLES]), 16_000), 2),
+        ((np.stack([SAMPLES, SAMPLES], axis=1), 16_000), 2),
+        (((SAMPLES * 32768).astype(np.int16), 16_000), 1),
+        (((SAMPLES * 2.0**31).astype(np.int32), 16_000), 1),
+        ((torch.from_numpy(SAMPLES), 16_000), 1),
+    ],
+)
+def test_samples_travel_without_loss(value: Any, channels: int) -> None:
+    (item,) = items(value, "audio")
+    assert (item.wire.modality, item.wire.form) == (media_pb2.MODALITY_AUDIO, media_pb2.MEDIA_FORM_FILE)
+    samples, rate = soundfile.read(io.BytesIO(item.payload), dtype="float32", always_2d=True)
+    assert (samples.shape, rate) == ((len(SAMPLES), channels), 16_000)
+    assert all(np.array_equal(samples[:, channel], SAMPLES) for channel in range(channels))
+
+
+def test_several_recordings() -> None:
+    made = items([(SAMPLES, 16_000), b"RIFF....WAVE", (SAMPLES, 8_000)], "audio")
+    assert [item.param for item in made] == ["here[0]", "here[1]", "here[2]"]
+    assert len({item.wire.key for item in made}) == 3
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        (SAMPLES, 0),
+        (SAMPLES, 44_100.5),
+        (SAMPLES, 2**40),
+        (SAMPLES[:0], 16_000),
+        (np.zeros((2, 2, 2), np.float32), 16_000),
+        (np.zeros((100, 100), np.float32), 16_000),
+        (np.zeros(10, np.uint8), 16_000),
+        (np.zeros(10, np.complex64), 16_000),
+        5,
+        object(),
+    ],
+)
+def test_what_is_no_recording_is_named(value: Any) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        items(value, "audio")
+    assert caught.value.param == "here"
