@@ -74,7 +74,7 @@ def test_the_readme_tree_is_the_tree(repository: Path) -> None:
 def test_flags_that_documents_name_exist(repository: Path) -> None:
     known = {f"--{field.replace('_', '-')}" for c in settings_classes().values() for field in c.model_fields}
     known |= {f"--no-{flag[2:]}" for flag in known}
-    known |= {"--config", "--image", "--video", "--url", "--help"}
+    known |= {"--config", "--image", "--video", "--audio", "--url", "--help"}
     for document in documents(repository):
         text = document.read_text(encoding="utf-8")
         for command in re.findall(r"percept (?:up|encoder|llm|gateway|chat)[^\n`]*", text):

@@ -617,9 +617,9 @@ class Usage(_message.Message):
     image_token_count: _builtins.int
     """Prompt tokens that are rows of images."""
     video_token_count: _builtins.int
-    """Prompt tokens that are rows of videos."""
+    """Prompt tokens that are rows of videos, without those of their sound."""
     audio_token_count: _builtins.int
-    """Prompt tokens that are rows of audio."""
+    """Prompt tokens that are rows of audio, of the sound of videos too."""
     def __init__(
         self,
         *,

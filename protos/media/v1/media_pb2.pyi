@@ -280,7 +280,7 @@ class PrecomputedEmbeddings(_message.Message):
     def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrecomputedField]:
         """The fields as the caller named them, sorted by name; a name occurs once.
         Recognised names depend on the family: "image_embeds", "image_grid_thw",
-        "image_sizes", "video_embeds", "video_grid_thw", "second_per_grid_ts" and
+        "image_sizes", "video_embeds", "video_grid_thw", "second_per_grid_ts", "audio_embeds" and
         others.
         """
 
