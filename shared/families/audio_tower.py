@@ -59,7 +59,7 @@ class AudioEncoder:
             return False
         workspace = Workspace(team, layers[0].fc1.weight.dtype)
         for layer in layers:
-            weights = _block_weights(layer, self._config.activation_function, team)
+            weights = block_weights(layer, self._config.activation_function, team)
             layer.forward = KernelBlock(weights, workspace).run_segments
         self._on_kernels = True
         return True
@@ -120,7 +120,8 @@ def row_count(frame_count: int) -> int:
     return (frame_count - 1) // 2 + 1
 
 
-def _block_weights(layer: Any, activation: str, team: Team) -> BlockWeights:
+def block_weights(layer: Any, activation: str, team: Team) -> BlockWeights:
+    """Packs a layer of Whisper's kind."""
     from shared.kernels.blocks import ACTIVATIONS, BlockWeights, Linear, Norm
     from shared.kernels.program import Heads
 

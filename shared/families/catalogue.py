@@ -188,6 +188,22 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         other_model_types=("phi4mm",),
     ),
     FamilyFacts(
+        "qwen2_5_omni",
+        "qwen2_5_omni:OmniFamily",
+        ("Qwen/Qwen2.5-Omni-3B", "Qwen/Qwen2.5-Omni-7B"),
+        modalities=("image", "video", "audio"),
+        embedding_fields={
+            "image": EmbeddingFields(("image_embeds", "image_grid_thw")),
+            "video": EmbeddingFields(("video_embeds", "video_grid_thw"), ("second_per_grid_ts",)),
+            "audio": EmbeddingFields(("audio_embeds",)),
+        },
+        settings=("min_pixels", "max_pixels", "size"),
+        video_settings=("min_pixels", "max_pixels", "size", "use_audio_in_video"),
+        audio_settings=("truncation",),
+        notes="Listens, sees and reads, and answers in text; a video may be taken with its sound.",
+        other_model_types=("qwen2_5_omni_thinker",),
+    ),
+    FamilyFacts(
         "qwen2_5_vl",
         "qwen2_5_vl:Qwen25VLFamily",
         ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-72B-Instruct"),

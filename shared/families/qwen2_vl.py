@@ -298,7 +298,7 @@ def _block_weights(block: Any, team: Team) -> BlockWeights:
     head_count = int(attention.num_heads)
     return BlockWeights(
         attention_norm=Norm.of(block.norm1),
-        states=Linear.of(team, attention.qkv),
+        states=Linear.of(team, *_states(attention)),
         output=Linear.of(team, attention.proj),
         feed_norm=Norm.of(block.norm2),
         widen=Linear.gated(team, feed.gate_proj, feed.up_proj) if gated else Linear.of(team, feed.fc1),
@@ -306,6 +306,11 @@ def _block_weights(block: Any, team: Team) -> BlockWeights:
         activation=Activation.NONE if gated else ACTIVATIONS[attention.config.hidden_act],
         heads=Heads(head_count, head_count, attention.head_dim),
     )
+
+
+def _states(attention: Any) -> tuple[Any, ...]:
+    """The layers that make queries, keys and values: one, or Qwen2.5-Omni's three."""
+    return (attention.qkv,) if hasattr(attention, "qkv") else (attention.q, attention.k, attention.v)
 
 
 class Qwen2VLFamily(CommonFamily):
