@@ -42,8 +42,13 @@ def build_qwen_tokenizer(
     vocabulary_size: int = 560,
     special_tokens: Sequence[str] = QWEN_SPECIAL_TOKENS,
     end: str = "<|im_end|>",
+    named: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:
-    """Returns a fast tokenizer in Qwen's style; `end` ends an answer."""
+    """Returns a fast tokenizer in Qwen's style; `end` ends an answer.
+
+    Args:
+        named: further special tokens that processors ask for by name ("audio_token").
+    """
     from tokenizers import (
         Regex,
         Tokenizer,
@@ -76,14 +81,20 @@ def build_qwen_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(_CORPUS, trainer)
+    tokenizer.add_special_tokens([*special_tokens, *named.values()])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=end,
         pad_token="<|endoftext|>",
-        additional_special_tokens=list(special_tokens),
+        **_special(special_tokens, named),
         clean_up_tokenization_spaces=False,
         model_max_length=2048,
     )
+
+
+def _special(tokens: Sequence[str], named: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments that tell transformers of special tokens: by name where any has one."""
+    return {"extra_special_tokens": dict(named)} if named else {"additional_special_tokens": list(tokens)}
 
 
 def build_llama_tokenizer(

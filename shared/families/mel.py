@@ -33,6 +33,7 @@ class LogMel:
         hop_length: samples from one frame to the next.
         mel_count: bands.
         most_samples: samples that the extractor pads to, or cuts at.
+        pads_in_front: it pads in front of a clip, not behind it.
     """
 
     def __init__(self, extractor: Any) -> None:
@@ -43,6 +44,7 @@ class LogMel:
         self.hop_length = int(extractor.hop_length)
         self.mel_count = int(extractor.feature_size)
         self.most_samples = int(extractor.n_samples)
+        self.pads_in_front = extractor.padding_side == "left"
         self._window_length = int(extractor.n_fft)
         steps = np.arange(self._window_length) * (2 * np.pi / self._window_length)
         self._window = (0.5 - 0.5 * np.cos(steps)).astype(np.float32)
@@ -69,8 +71,31 @@ class LogMel:
         return cls(extractor)
 
     def frame_count(self, sample_count: int) -> int:
-        """Frames that hold something of a clip which is padded: those that the extractor's mask marks."""
+        """Frames that hold something of a clip which is padded: those that the extractor's mask marks.
+
+        It marks frames whose first new sample is the clip's.
+        """
+        if self.pads_in_front:
+            return self.most_samples // self.hop_length - self._first_frame(sample_count)
         return -(-sample_count // self.hop_length)
+
+    def heard(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The frames of a clip that the extractor's mask marks, of its spectrogram padded to `most_samples`.
+
+        Returns:
+            float32 (mel_count, `frame_count` of the samples).
+        """
+        if not self.pads_in_front:
+            return self(samples, self.most_samples)[:, : self.frame_count(len(samples))]
+        # From as many frames before the marked ones as reach into the clip: they count for the loudest.
+        first = self._first_frame(len(samples))
+        before = min(first, -(-self._window_length // (2 * self.hop_length)) + 1)
+        start = (first - before) * self.hop_length
+        silence = self.most_samples - len(samples) - start
+        return self(np.pad(samples, (silence, 0)))[:, before:]
+
+    def _first_frame(self, sample_count: int) -> int:
+        return -(-(self.most_samples - sample_count) // self.hop_length)
 
     def __call__(
         self, samples: npt.NDArray[np.float32], padded: int | None = None

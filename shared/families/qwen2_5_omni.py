@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shared.errors import BadMediaError, InvalidRequestError
+from shared.errors import BadEmbeddingsError, BadMediaError, InvalidRequestError
 from shared.families.base import (
     MAIN_TENSOR,
     AudioClip,
@@ -35,8 +35,10 @@ from shared.families.heard_videos import Clock, Order, order_of
 from shared.families.mel import LogMel
 from shared.families.mrope import AXES
 from shared.families.omni_layout import OmniIds, OmniLayout
+from shared.families.pixel_bounds import PixelBounds
 from shared.families.qwen2_5_vl import Qwen25VLFamily, Qwen25VLPreprocessor
 from shared.families.qwen2_vl import Qwen2VLTower
+from shared.families.video_settings import read_own_settings
 from shared.families.windowed_audio import WindowedAudioEncoder, pooled_row_count
 
 if TYPE_CHECKING:
@@ -72,6 +74,9 @@ class OmniPreprocessor(Qwen25VLPreprocessor):
 
     def __init__(self, checkpoint: Checkpoint, config: Any, video_defaults: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, config, video_defaults)
+        # transformers' processor has a size of its own for videos, whatever files say of pictures.
+        size = read_own_settings(checkpoint).get("size", video_defaults["size"])
+        self._frame_bounds = PixelBounds.of_size(size)
         self._mel = LogMel.of(checkpoint)
         self.sampling_rate = self._mel.sampling_rate
         bands = int(config.audio_config.num_mel_bins)
@@ -108,6 +113,11 @@ class OmniPreprocessor(Qwen25VLPreprocessor):
             return super().accept_embeddings(modality, fields)
         check_fields(fields, required=(AUDIO_ROWS,), optional=())
         rows = check_rows(AUDIO_ROWS, fields[AUDIO_ROWS], self._hidden_size)
+        most = pooled_row_count(self._mel.frame_count(self._mel.most_samples))
+        if rows > most:
+            raise BadEmbeddingsError(
+                f"{AUDIO_ROWS} has {rows} rows; a recording of this model has up to {most}", param=AUDIO_ROWS
+            )
         return EncodedItem(MediaInfo(row_count=rows), {MAIN_TENSOR: fields[AUDIO_ROWS]})
 
     def _heard(self, clip: AudioClip, settings: Mapping[str, Any]) -> tuple[Any, int]:
@@ -117,8 +127,7 @@ class OmniPreprocessor(Qwen25VLPreprocessor):
         rows = pooled_row_count(frames)
         if rows < 1:
             raise BadMediaError(f"the recording is too short: {len(samples)} samples give no row")
-        spectrum = self._mel(samples, self._mel.most_samples)[:, :frames]
-        return np.ascontiguousarray(spectrum), rows
+        return np.ascontiguousarray(self._mel.heard(samples)), rows
 
 
 class OmniTower:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shared.errors import BadEmbeddingsError, BadMediaError, InvalidRequestError, MediaTooLargeError
+from shared.errors import BadEmbeddingsError, BadMediaError, InvalidRequestError
 from shared.families.audio_tower import FRAMES_BEHIND, AudioEncoder, row_count
 from shared.families.base import (
     MAIN_TENSOR,
@@ -25,6 +25,7 @@ from shared.families.base import (
     RawTensor,
     Tower,
 )
+from shared.families.clip_length import TRUNCATION, fitting_samples
 from shared.families.defaults import AudioAlone, InOneGo, PlainTextFamily
 from shared.families.embeddings import check_fields, check_rows
 from shared.families.mel import LogMel
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
 
 ROWS = "audio_embeds"
 SPECTRUM = "input_features"
-TRUNCATION = "truncation"
-"""The setting that has a recording's end left out where it is too long, as transformers' processor does."""
-
 PREFIXES: Prefixes = {
     "audio_tower.": ("encoder", "tower."),
     "model.audio_tower.": ("encoder", "tower."),
@@ -73,7 +71,9 @@ class Qwen2AudioPreprocessor(AudioAlone):
 
     def preprocess_audio(self, clip: AudioClip, settings: Mapping[str, Any]) -> Features:
         """See `Hears`. Settings: `truncation`, whether what is too long loses its end; else it is refused."""
-        samples = self._fitting(clip, settings)
+        if unknown := sorted(set(settings) - {TRUNCATION}):
+            raise InvalidRequestError(f"unknown processor setting; there is {TRUNCATION}", param=unknown[0])
+        samples = fitting_samples(clip, self._mel.most_samples, settings)
         frames = self._mel.frame_count(len(samples))
         rows = _pooled(row_count(frames))
         if rows < 1:
@@ -81,21 +81,6 @@ class Qwen2AudioPreprocessor(AudioAlone):
         spectrum = self._mel(samples, self._mel.most_samples)[:, : frames + FRAMES_BEHIND]
         info = MediaInfo(row_count=rows, duration=clip.duration)
         return Features(info, {SPECTRUM: np.ascontiguousarray(spectrum)}, row_count(frames))
-
-    def _fitting(self, clip: AudioClip, settings: Mapping[str, Any]) -> Any:
-        cuts = settings.get(TRUNCATION, False)
-        unknown = sorted(set(settings) - {TRUNCATION})
-        if unknown:
-            raise InvalidRequestError(f"unknown processor setting; there is {TRUNCATION}", param=unknown[0])
-        if not isinstance(cuts, bool):
-            raise InvalidRequestError("expected true or false", param=TRUNCATION)
-        most = self._mel.most_samples
-        if len(clip.samples) > most and not cuts:
-            raise MediaTooLargeError(
-                f"the recording lasts {clip.duration:.1f} s; this model hears"
-                f" {most / self.sampling_rate:g} s. Set {TRUNCATION} to have it hear the beginning"
-            )
-        return clip.samples[:most]
 
     def accept_embeddings(self, modality: Modality, fields: Mapping[str, RawTensor]) -> EncodedItem:
         """See `Preprocessor`. Field: `audio_embeds` (rows, hidden)."""

@@ -61,6 +61,15 @@ def read_video_settings(checkpoint: Checkpoint, defaults: Mapping[str, Any]) -> 
     return dict(defaults) | {name: value for name, value in found.items() if value is not None}
 
 
+def read_own_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the file that is for videos alone says; {} where there is none.
+
+    Raises:
+        InvalidRequestError: it is no JSON object.
+    """
+    return _read(checkpoint.folder / OWN_FILE) or {}
+
+
 def read_recipe(settings: Mapping[str, Any]) -> FrameRecipe:
     """What the settings say on the pixels of frames.
 
