@@ -24,7 +24,7 @@ ALL = pytest.mark.parametrize(
     [(name, modality) for name, case in CASES.items() for modality in case.facts.embedding_fields],
 )
 ANY_ROWS = {("phi4_multimodal", "image"), ("qwen2_audio", "audio"), ("qwen2_5_omni", "audio")}
-"""Families and modalities whose rows say nothing of an item's shape: one more is another picture or recording."""
+"""Whose rows say nothing of an item's shape: one more is another picture or recording."""
 
 HUGE = 2**62
 
