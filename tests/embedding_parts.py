@@ -69,6 +69,7 @@ def part_from(
         "second_per_grid_ts": torch.tensor([info.seconds_per_grid]),
         "timestamps": torch.tensor(list(info.timestamps)),
         "duration": torch.tensor([info.duration]),
+        "sound_row_count": torch.tensor([info.sound_row_count]),
     }
     further = [name for name in tensors if name != MAIN_TENSOR]
     encoded = {name: encode_tensor(known[name], "safetensors") for name in [*fields, *further]}

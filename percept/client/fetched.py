@@ -61,6 +61,8 @@ def _layout_fields(info: MediaInfo, modality: Modality) -> dict[str, RawTensor]:
         fields["second_per_grid_ts"] = _tensor([info.seconds_per_grid], "float32")
     if info.duration is not None:
         fields["duration"] = _tensor([info.duration], "float32")
+    if info.sound_row_count:
+        fields["sound_row_count"] = _tensor([info.sound_row_count], "int64")
     if info.timestamps:
         fields["timestamps"] = _tensor(list(info.timestamps), "float32")
     return fields

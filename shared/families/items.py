@@ -41,8 +41,8 @@ class MediaInfo:
             from its start, for families that write it into the prompt.
         seconds_per_grid: of a video, seconds between two of its frame groups, for
             families that put it into positions.
-        duration: of a video, its length in seconds, for families that write it into the
-            prompt.
+        duration: of a video or a recording, its length in seconds, where known; some families
+            write it into the prompt.
         sound_row_count: of a video that is taken with its sound, how many of the rows are
             the sound's.
     """

@@ -30,27 +30,16 @@ from shared.families.defaults import AudioAlone, InOneGo, PlainTextFamily
 from shared.families.embeddings import check_fields, check_rows
 from shared.families.mel import LogMel
 from shared.families.plain_layout import PlainLayout
+from shared.families.tensor_names import AUDIO_TOWER_AND_PROJECTOR
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from shared.families.weights import Prefixes
     from shared.kernels.library import Team
 
 ROWS = "audio_embeds"
 SPECTRUM = "input_features"
-PREFIXES: Prefixes = {
-    "audio_tower.": ("encoder", "tower."),
-    "model.audio_tower.": ("encoder", "tower."),
-    "multi_modal_projector.": ("encoder", "projector."),
-    "model.multi_modal_projector.": ("encoder", "projector."),
-    "language_model.model.": ("language", "model."),
-    "model.language_model.": ("language", "model."),
-    "language_model.lm_head.": ("language", "lm_head."),
-    "lm_head.": ("language", "lm_head."),
-}
-"""As the hub's files name tensors, and as newer transformers save them."""
 
 
 class Qwen2AudioPreprocessor(AudioAlone):
@@ -132,7 +121,7 @@ class Qwen2AudioFamily(PlainTextFamily):
 
     model_type = "qwen2_audio"
     modalities: tuple[Modality, ...] = ("audio",)
-    prefixes = PREFIXES
+    prefixes = AUDIO_TOWER_AND_PROJECTOR
 
     def preprocessor(self) -> Preprocessor:
         """See `Family`."""

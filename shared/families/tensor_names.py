@@ -24,3 +24,14 @@ TOWER_AND_PROJECTOR: Prefixes = {
     "lm_head.": ("language", "lm_head."),
 }
 """Of the models built like LLaVA: as the hub's files name tensors, and as newer transformers save them."""
+
+AUDIO_TOWER_AND_PROJECTOR: Prefixes = {
+    "audio_tower.": ("encoder", "tower."),
+    "model.audio_tower.": ("encoder", "tower."),
+    **{
+        beginning: owner
+        for beginning, owner in TOWER_AND_PROJECTOR.items()
+        if "vision_tower" not in beginning
+    },
+}
+"""The same of models that hear."""

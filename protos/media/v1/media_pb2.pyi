@@ -131,7 +131,7 @@ class MediaInfo(_message.Message):
     into positions. Finite, above 0.
     """
     duration: _builtins.float
-    """Of a video, its length in seconds; for families that write it into the prompt.
+    """Of a video or of audio, its length in seconds; some families write it into the prompt.
     Finite, at least 0, at most 65536.
     """
     sound_row_count: _builtins.int

@@ -34,30 +34,27 @@ def team(needs_compiler: None) -> Team:
     return Library(built_library()).make_team(2)
 
 
-def whisper() -> Any:
-    config = WhisperConfig(
-        num_mel_bins=BANDS,
-        encoder_layers=3,
-        encoder_attention_heads=4,
-        encoder_ffn_dim=96,
-        d_model=WIDTH,
-        max_source_positions=FRAMES // 2,
-    )
+def built(encoder: Any, config: Any) -> Any:
     config._attn_implementation = "sdpa"
-    return WhisperEncoder(config)
+    return encoder(config)
+
+
+SIZES: dict[str, Any] = {
+    "num_mel_bins": BANDS,
+    "encoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 96,
+    "d_model": WIDTH,
+    "max_source_positions": FRAMES // 2,
+}
+
+
+def whisper() -> Any:
+    return built(WhisperEncoder, WhisperConfig(**SIZES))
 
 
 def qwen2_audio() -> Any:
-    config = Qwen2AudioEncoderConfig(
-        num_mel_bins=BANDS,
-        encoder_layers=3,
-        encoder_attention_heads=4,
-        encoder_ffn_dim=96,
-        d_model=WIDTH,
-        max_source_positions=FRAMES // 2,
-    )
-    config._attn_implementation = "sdpa"
-    return Qwen2AudioEncoder(config)
+    return built(Qwen2AudioEncoder, Qwen2AudioEncoderConfig(**SIZES))
 
 
 @pytest.fixture(params=[whisper, qwen2_audio])
