@@ -24,7 +24,9 @@ def randomise(model: Any, seed: int, quiet_ids: Sequence[int], gains: Sequence[s
                 parameter.copy_(noise * 0.1 + (1.0 if name.endswith(("weight", *gains)) else 0.0))
             else:
                 parameter.copy_(noise * _scale(name, parameter))
-        model.get_output_embeddings().weight[list(quiet_ids)] *= 0.1
+        output = model.get_output_embeddings().weight
+        # A placeholder's token may lie behind those that can be generated.
+        output[[token for token in quiet_ids if token < len(output)]] *= 0.1
 
 
 def _scale(name: str, parameter: Any) -> float:
