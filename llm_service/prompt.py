@@ -272,7 +272,8 @@ class PromptBuilder:
 
     def _checked_ids(self, ids: Sequence[int]) -> list[int]:
         for index, token_id in enumerate(ids):
-            if not 0 <= token_id < self._vocabulary_size:
+            known = 0 <= token_id < self._vocabulary_size or token_id in self._modality_of_id
+            if not known:
                 raise InvalidRequestError(
                     f"token id {token_id} is not in the vocabulary of {self._vocabulary_size}",
                     param=f"token_ids[{index}]",

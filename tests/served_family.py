@@ -133,7 +133,8 @@ class ServedFamily:
         """Fails where the answer is not the oracle's, and says what differs: the prompt or the numbers."""
         expected = self.expected(asked, name, tokens)
         found = self.token_ids(answer, expected.new_ids)
-        same_length = answer.usage.prompt_tokens == len(expected.prompt_ids)
+        in_front = self.case.rows_in_front * len(asked.media)
+        same_length = answer.usage.prompt_tokens == in_front + len(expected.prompt_ids)
         if found == expected.new_ids and same_length:
             return
         try:
@@ -141,7 +142,7 @@ class ServedFamily:
         except PerceptError as error:
             ours, verdict = [], f"the prompt cannot be laid out again: {error}"
         else:
-            verdict = _verdict(ours, expected.prompt_ids)
+            verdict = _verdict(ours[in_front:], expected.prompt_ids)
         pytest.fail(
             f"\nfamily {self.case.model_type}, question {name!r}\n"
             f"tokens, services: {found}\n"

@@ -30,6 +30,7 @@ from shared.errors import InvalidRequestError
 from shared.families import load_family
 from shared.families.base import Family, LanguageModel
 from shared.families.decoder import Decoder
+from shared.families.looking import LooksAtItems
 from shared.torch_tensors import choose_dtype
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,9 @@ class _RunnerMaker:
     def captures(self) -> bool:
         """Whether decoding steps are recorded as CUDA graphs."""
         if self._settings.enforce_eager or self._model.state_shapes or has_experts(self._model):
+            return False
+        if isinstance(self._model, LooksAtItems):
+            # What a sequence sees is read on the host.
             return False
         return can_capture(self._device, self._backend)
 

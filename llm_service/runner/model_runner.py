@@ -25,6 +25,7 @@ from llm_service.runner.rehearsal import run_smallest
 from llm_service.runner.row_runs import are_plain, row_runs, switch_length
 from llm_service.runner.sampling.sampler import Sampler, is_plain, sampled_tokens
 from llm_service.runner.sequence_states import SequenceStates
+from llm_service.runner.step_sequences import step_sequences
 from shared.families.base import LanguageModel
 
 
@@ -150,5 +151,6 @@ class ModelRunner:
         context = AttentionContext(self._cache, step.shape.slots, plan, step.shape)
         states = self._states.begin(step.items, step.shape.decode_count)
         runs = row_runs(self._model, step.items, step.rows)
-        more = {**extras, **states, **runs}
+        sequences = step_sequences(self._model, step.items, step.rows)
+        more = {**extras, **states, **runs, **sequences}
         return self._model.forward(embeds, step.positions, **{CONTEXT_KEYWORD: context}, **more)

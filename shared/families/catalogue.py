@@ -179,6 +179,13 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         settings=("size",),
     ),
     FamilyFacts(
+        "mllama",
+        "mllama:MllamaFamily",
+        ("meta-llama/Llama-3.2-11B-Vision-Instruct", "meta-llama/Llama-3.2-90B-Vision-Instruct"),
+        embedding_fields={"image": EmbeddingFields(("image_embeds", "image_grid_thw"))},
+        notes="Text looks at pictures across layers of its own; their states stand in front of the prompt.",
+    ),
+    FamilyFacts(
         "phi4_multimodal",
         "phi4_multimodal:Phi4MultimodalFamily",
         ("microsoft/Phi-4-multimodal-instruct",),

@@ -51,8 +51,8 @@ RATIO = "aspect_ratio_ids"
 PREFIXES: Prefixes = {
     "vision_model.": ("encoder", "tower."),
     "model.vision_model.": ("encoder", "tower."),
-    "multi_modal_projector.": ("encoder", "projector."),
-    "model.multi_modal_projector.": ("encoder", "projector."),
+    "multi_modal_projector.": ("encoder", "multi_modal_projector."),
+    "model.multi_modal_projector.": ("encoder", "multi_modal_projector."),
     "language_model.model.": ("language", "model."),
     "model.language_model.": ("language", "model."),
     "language_model.lm_head.": ("language", "lm_head."),
@@ -158,15 +158,15 @@ class MllamaTower(InOneGo):
         """See `Tower`."""
         import torch
 
-        pixels, ratios, mask = (torch.from_numpy(array) for array in self._padded(batch))
-        weight = self._module.projector.weight
+        pixels, ratios, mask = (torch.from_numpy(array) for array in self.padded(batch))
+        weight = self._module.multi_modal_projector.weight
         with torch.inference_mode():
             states = self._module.tower(
                 pixel_values=pixels.to(weight.device, weight.dtype),
                 aspect_ratio_ids=ratios.to(weight.device),
                 aspect_ratio_mask=mask.to(weight.device),
             ).last_hidden_state
-            rows = self._module.projector(states)
+            rows = self._module.multi_modal_projector(states)
         return [{MAIN_TENSOR: own.reshape(-1, self.hidden_size)} for own in rows]
 
     def use_kernels(self, team: Team) -> bool:
@@ -174,7 +174,7 @@ class MllamaTower(InOneGo):
         logger.info("torch computes this tower: its tiles are padded")
         return False
 
-    def _padded(self, batch: Sequence[Features]) -> tuple[Any, Any, Any]:
+    def padded(self, batch: Sequence[Features]) -> tuple[Any, Any, Any]:
         """The batch as the vision model takes it, one picture in each of its prompts.
 
         Returns:
@@ -199,5 +199,6 @@ def build_mllama_tower(config: Any) -> nn.Module:
     vision = config.vision_config
     module = nn.Module()
     module.tower = MllamaVisionModel(vision)
-    module.projector = nn.Linear(vision.vision_output_dim, config.get_text_config().hidden_size)
+    width = config.get_text_config().hidden_size
+    module.multi_modal_projector = nn.Linear(vision.vision_output_dim, width)
     return module

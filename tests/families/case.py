@@ -82,6 +82,8 @@ class FamilyCase:
             longest span, so that all are cut; no smaller than any where none may be cut.
         least_side: pixels of a picture's shorter side, in the tests of many sizes; the
             processor refuses thinner ones.
+        rows_in_front: rows of an item that stand in front of the prompt, where the processor's has none
+            of them.
         unread_names: beginnings of the names of tensors that neither half reads.
         tower_pixels: (tower, features) -> arrays by the processor's names, where it is the tower
             that makes pixels of pictures.
@@ -107,6 +109,7 @@ class FamilyCase:
     sound_tolerance: float = 1e-4
     chunk: int | None = None
     least_side: int = 8
+    rows_in_front: int = 0
     unread_names: tuple[str, ...] = ()
     tower_pixels: Callable[[Any, Any], Mapping[str, Any]] | None = None
     other_names: tuple[Callable[[str], str], ...] = ()

@@ -9,7 +9,14 @@ from __future__ import annotations
 def newer_name(name: str) -> str:
     """The name that newer transformers give a tensor of the hub's layout."""
     if name.startswith(
-        ("visual.", "vision_tower.", "audio_tower.", "multi_modal_projector.", "image_newline")
+        (
+            "visual.",
+            "vision_tower.",
+            "vision_model.",
+            "audio_tower.",
+            "multi_modal_projector.",
+            "image_newline",
+        )
     ):
         return f"model.{name}"
     if name.startswith("language_model.lm_head."):

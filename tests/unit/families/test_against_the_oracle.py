@@ -47,7 +47,8 @@ def test_pixels_tokens_and_rows(
         check_arrays(arrays, answer.inputs, f"{variant} {size}")
 
         prompt = front.lay_out(text, [features.info])
-        assert prompt.token_ids == answer.prompt_ids, f"{variant} {size}: the layout, then the processor"
+        ours = prompt.token_ids[case.rows_in_front :]
+        assert ours == answer.prompt_ids, f"{variant} {size}: the layout, then the processor"
 
         (tensors,) = tower.encode([features])
         rows = tensors[MAIN_TENSOR].numpy()

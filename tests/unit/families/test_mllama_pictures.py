@@ -25,7 +25,7 @@ from shared.families.mllama_pictures import (
 from shared.families.weights import load_half
 from shared.torch_tensors import from_raw, to_raw
 from tests.asking import picture
-from tests.families.parts.mllama import TILES, build
+from tests.families.mllama import TILES, build
 
 CPU = torch.device("cpu")
 ROWS = TILES * 5

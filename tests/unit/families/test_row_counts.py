@@ -48,7 +48,8 @@ def test_a_hundred_sizes(
     for size, shown in zip(sizes[:ASKED_COUNT], pictures, strict=False):
         info = preprocessor.preprocess_image(shown, {}).info
         expected = oracle.ask(CASES[model_type], tiny(model_type), text, [shown]).prompt_ids
-        assert front.lay_out(text, [info]).token_ids == expected, size
+        ours = front.lay_out(text, [info]).token_ids[CASES[model_type].rows_in_front :]
+        assert ours == expected, size
 
 
 @pytest.mark.parametrize("model_type", cases_with("audio"))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.families.case import FamilyCase, OracleOverrides
+from tests.families.parts.names import newer_name
 from tests.families.parts.pixels import CLIP_MEAN, CLIP_STD
 from tests.families.parts.saving import save_checkpoint
 from tests.families.parts.text import text_config
@@ -34,10 +36,15 @@ def build(
     Args:
         text: further fields of the text model's configuration.
     """
+    from tokenizers import processors
     from transformers import MllamaConfig
 
     tokenizer = build_qwen_tokenizer(special_tokens=(*MARKS, PICTURE), end=END)
     tokenizer.bos_token = BEGIN
+    # As the hub's does: whatever is not a conversation begins with the begin token.
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A", special_tokens=[(BEGIN, tokenizer.bos_token_id)]
+    )
     # As in the hub's: the picture's token lies behind the words that can be generated.
     size = tokenizer.convert_tokens_to_ids(PICTURE)
     config = MllamaConfig(
@@ -93,4 +100,37 @@ def open_gates(model: Any) -> None:
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             if "gate" in name and parameter.numel() == 1:
-                parameter.fill_(0.8)
+                parameter.add_(0.8)
+
+
+def make_inputs(
+    processor: Any, text: str, pictures: list[Any], videos: list[Any], arguments: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The processor's own, with one begin token: it writes one into the text, and its tokenizer another."""
+    given = {"images": pictures} if pictures else {}
+    return processor(text=[text], add_special_tokens=False, return_tensors="pt", **given, **arguments)
+
+
+def tower_pixels(tower: Any, features: Any) -> Mapping[str, Any]:
+    """A picture's tiles with the places that hold none, as the processor gives them."""
+    names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
+    return dict(zip(names, tower.padded([features]), strict=True))
+
+
+def image_features(model: Any, inputs: Mapping[str, Any]) -> list[Any]:
+    """The states of each picture, of all places for tiles, as the model's forward composes them."""
+    names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
+    hidden = model.model.vision_model(**{name: inputs[name] for name in names}).last_hidden_state
+    states = model.model.multi_modal_projector(hidden)[0]
+    return [one.flatten(0, 1) for one in states]
+
+
+CASE = FamilyCase(
+    "mllama",
+    build,
+    encoder_names=("vision_model.", "multi_modal_projector."),
+    other_names=(newer_name,),
+    tower_pixels=tower_pixels,
+    rows_in_front=TILES * ((TILE // PATCH) ** 2 + 1),
+    oracle=OracleOverrides(make_inputs=make_inputs, image_features=image_features),
+)

@@ -1,0 +1,35 @@
+"""Which rows of a step are whose, for models whose text looks at items across.
+
+Knows sequences and where their rows lie. Does not know what a model does with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from typing import Any
+
+from llm_service.engine.batch import ScheduledSequence
+from shared.families.base import LanguageModel, Span
+from shared.families.looking import LooksAtItems, StepSequence
+
+SEQUENCES_KEYWORD = "sequences"
+"""Forward keyword that carries the step's sequences."""
+
+
+def step_sequences(model: LanguageModel, items: Items[ScheduledSequence], rows: Items[int]) -> dict[str, Any]:
+    """The forward keywords: nothing, where the model does not look at items.
+
+    Args:
+        rows: first flat row of each item.
+    """
+    if not isinstance(model, LooksAtItems):
+        return {}
+    return {
+        SEQUENCES_KEYWORD: tuple(_part(row, item) for row, item in zip(rows, items, strict=True)),
+    }
+
+
+def _part(row: int, item: ScheduledSequence) -> StepSequence:
+    sequence = item.sequence
+    spans = tuple(Span(0, span.start, span.length, first_row=span.first_row) for span in sequence.spans)
+    return StepSequence(row, item.start, item.count, sequence.token_ids, spans)
