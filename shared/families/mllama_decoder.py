@@ -123,6 +123,7 @@ class MllamaDecoder(Decoder):
         **attention: Any,
     ) -> torch.Tensor:
         """See `LooksAtItems`. `attention` holds the step's context alone."""
+        assert sum(sequence.count for sequence in sequences) == len(inputs_embeds), "rows of nobody"
         context = attention["attention_context"]
         text, pictures = _rows_of(sequences, inputs_embeds.device)
         step, sees = self._plan(context, sequences, text, pictures)

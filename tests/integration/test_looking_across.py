@@ -170,6 +170,18 @@ def test_text_alone_computes_no_looking_layer(world: World) -> None:
     assert counts == []
 
 
+def test_in_bfloat16(world: World) -> None:
+    """Tokens part from float32's after a while; the first ones of most answers are the same."""
+    settings = settings_for(world.folder, dtype="bfloat16")
+    local = LocalEngine(world.folder, load_runner(settings, lambda fraction, text: None))
+    for number, size in enumerate(SIZES):
+        local.front.encode(key(number), draw_picture(number, size))
+    got = local.run([world.add(local, parts) for parts in ASKED])
+    assert [len(tokens) for tokens in got] == [COUNT] * len(ASKED)
+    same = [tokens[0] == world.expected(parts)[0] for tokens, parts in zip(got, ASKED, strict=True)]
+    assert sum(same) > len(ASKED) // 2
+
+
 def test_another_picture_is_no_hit(world: World) -> None:
     local = world.engine()
     local.run([world.add(local, (0, "What is this?"))])
