@@ -350,6 +350,21 @@ async def test_a_placeholder_that_is_not_flagged_special_is_text_where_it_is_typ
     assert prompt.token_ids.count(placeholder) == 1
 
 
+async def test_a_placeholder_may_lie_behind_the_tokens_that_can_be_generated() -> None:
+    """Llama 3.2 Vision's does: its output layer ends in front of it."""
+    tokenizer = TextTokenizer(build_llama_tokenizer())
+    placeholder = tokenizer.backend.token_to_id("<image>")
+    template = ChatTemplate(tokenizer.hf, LLAVA_PARTS_TEMPLATE, {"image": "<image>"}, {"image": "<image>"})
+    layout = OnePlaceholder("<image>", placeholder)
+    builder = PromptBuilder(tokenizer, layout, template, {"image": 2}, placeholder)
+    given = pb.TokenIds(ids=[1, placeholder, 5])
+    prompt = await builder.build(pb.GenerateRequest(token_ids=given, media=images(1)), 4096)
+    assert list(prompt.token_ids) == [1, placeholder, 5]
+    beyond = pb.TokenIds(ids=[1, placeholder, placeholder + 1])
+    with pytest.raises(InvalidRequestError, match="not in the vocabulary"):
+        await builder.build(pb.GenerateRequest(token_ids=beyond, media=images(1)), 4096)
+
+
 async def test_tokenize_and_detokenize_refuse_many_times_the_context() -> None:
     builder = builder_of("qwen")
     started = time.perf_counter()
