@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_service.engine.batch import ScheduledSequence
 from shared.families.base import LanguageModel, Span
-from shared.families.looking import LooksAtItems, StepSequence
+from shared.families.looking import LooksAtItems, StepSequence, padding_behind
 
 SEQUENCES_KEYWORD = "sequences"
 """Forward keyword that carries the step's sequences."""
@@ -25,11 +25,15 @@ def step_sequences(model: LanguageModel, items: Items[ScheduledSequence], rows: 
     if not isinstance(model, LooksAtItems):
         return {}
     return {
-        SEQUENCES_KEYWORD: tuple(_part(row, item) for row, item in zip(rows, items, strict=True)),
+        SEQUENCES_KEYWORD: tuple(
+            _part(row, item, model.item_multiple) for row, item in zip(rows, items, strict=True)
+        ),
     }
 
 
-def _part(row: int, item: ScheduledSequence) -> StepSequence:
+def _part(row: int, item: ScheduledSequence, multiple: int) -> StepSequence:
     sequence = item.sequence
     spans = tuple(Span(0, span.start, span.length, first_row=span.first_row) for span in sequence.spans)
-    return StepSequence(row, item.start, item.count, sequence.token_ids, spans)
+    filled = spans[-1].start + spans[-1].length if spans else 0
+    padding = padding_behind(filled, multiple)
+    return StepSequence(row, item.start, item.count, sequence.token_ids, spans, padding)

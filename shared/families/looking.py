@@ -28,6 +28,8 @@ class StepSequence:
         count: its tokens of this step.
         token_ids: all that is known of it, rows of items included; not to be changed.
         spans: where its items' rows are, in front of everything else; `item` is not set.
+        padding: rows between the items' and the text that hold nothing: they have the text begin
+            with a block of its own.
     """
 
     row: int
@@ -35,11 +37,17 @@ class StepSequence:
     count: int
     token_ids: Sequence[int]
     spans: tuple[Span, ...]
+    padding: int = 0
+
+    @property
+    def filled(self) -> int:
+        """Rows of items in front of everything else."""
+        return self.spans[-1].start + self.spans[-1].length if self.spans else 0
 
     @property
     def ahead(self) -> int:
-        """Rows of items in front of its text."""
-        return self.spans[-1].start + self.spans[-1].length if self.spans else 0
+        """Rows in front of its text: those of items, and those that hold nothing."""
+        return self.filled + self.padding
 
 
 @runtime_checkable
@@ -52,3 +60,13 @@ class LooksAtItems(LanguageModel, Protocol):
 
     looks_at_items: bool
     """True."""
+
+    item_multiple: int
+    """Rows in front of a text are made a multiple of this by rows that hold nothing. Where it is a multiple
+    of the block size, whoever asks about the same items computes none of their keys again; where it is 1,
+    rows behind the last whole block come again."""
+
+
+def padding_behind(row_count: int, multiple: int) -> int:
+    """Rows that hold nothing, between so many rows of items and the text."""
+    return -row_count % multiple

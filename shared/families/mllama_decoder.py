@@ -15,96 +15,38 @@ Knows tensors, slots and layers. Does not know pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from shared.families.base import LanguageModel
 from shared.families.decoder import Decoder, load_decoder
 from shared.families.looking import StepSequence
+from shared.families.looking_attention import (
+    LOOKING_ATTENTION,
+    LookingPart,
+    LookingStep,
+    mark_looking,
+    register_looking_attention,
+    rows_of,
+    slots_of,
+    text_count,
+    text_mask,
+)
 from shared.families.mllama_layout import pictures_seen
 from shared.families.mllama_pictures import PREFIXES
-
-LOOKING_ATTENTION = "percept_looking"
-"""No mask is built for a name that has no mask function."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """The text of one sequence in a step.
-
-    Attributes:
-        rows: among the step's rows of text.
-        text_slots: int64 (keys,), of all its text up to this step's end.
-        text_mask: bool (rows, keys), which keys each row sees; None: all.
-        picture_slots: int64 (keys,), of its pictures; none where it has no pictures.
-        picture_mask: bool (rows, keys); None: all.
-    """
-
-    rows: slice
-    text_slots: torch.Tensor
-    text_mask: torch.Tensor | None
-    picture_slots: torch.Tensor
-    picture_mask: torch.Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class LookingStep:
-    """What every layer of a step needs; see `_plan`.
-
-    Attributes:
-        cache: where keys and values are.
-        looking_layers: indices of the layers that look at pictures.
-        text_slots, picture_slots: int64 (n,), where the step's own keys and values go.
-        parts: the step's text, sequence by sequence.
-    """
-
-    cache: Any
-    looking_layers: frozenset[int]
-    text_slots: torch.Tensor
-    picture_slots: torch.Tensor
-    parts: list[_Part]
-
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
-    ) -> torch.Tensor:
-        """Writes the layer's new keys and values and attends.
-
-        Args:
-            query: (rows of text, heads, head_dim).
-            key: (rows of text, or of pictures where the layer looks, kv_heads, head_dim).
-            value: likewise.
-
-        Returns:
-            As the query; zero for rows that see nothing.
-        """
-        looks = layer in self.looking_layers
-        slots = self.picture_slots if looks else self.text_slots
-        # Behind the slots there may be a row that only stands for "no text at all".
-        if len(slots):
-            self.cache.write(layer, slots, key[: len(slots)], value[: len(slots)])
-        keys, values = (pool[layer].flatten(0, 1) for pool in (self.cache.keys, self.cache.values))
-        output = torch.zeros_like(query, memory_format=torch.contiguous_format)
-        for part in self.parts:
-            seen, mask = (
-                (part.picture_slots, part.picture_mask) if looks else (part.text_slots, part.text_mask)
-            )
-            if len(seen):
-                output[part.rows] = _attend(query[part.rows], keys[seen], values[seen], mask, scaling)
-        return output
 
 
 class MllamaDecoder(Decoder):
     """See `LooksAtItems`."""
 
     looks_at_items = True
+    item_multiple = 1
 
     def __init__(self, module: nn.Module, text_config: Any, axes: int) -> None:
         super().__init__(module, text_config, axes)
-        self._looking_layers = frozenset(text_config.cross_attention_layers)
+        mark_looking(self._model.layers[layer].cross_attn for layer in text_config.cross_attention_layers)
         # A picture's token lies behind the tokens that can be generated.
         self._picture_id = 0
 
@@ -125,7 +67,7 @@ class MllamaDecoder(Decoder):
         """See `LooksAtItems`. `attention` holds the step's context alone."""
         assert sum(sequence.count for sequence in sequences) == len(inputs_embeds), "rows of nobody"
         context = attention["attention_context"]
-        text, pictures = _rows_of(sequences, inputs_embeds.device)
+        text, pictures = rows_of(sequences, inputs_embeds.device)
         step, sees = self._plan(context, sequences, text, pictures)
         embeds, places = inputs_embeds[text], positions[:, text]
         if not len(text):
@@ -149,29 +91,27 @@ class MllamaDecoder(Decoder):
         self, context: Any, sequences: Sequence[StepSequence], text: torch.Tensor, pictures: torch.Tensor
     ) -> tuple[LookingStep, torch.Tensor]:
         """Slots and masks of a step; and which rows of text see a picture by the mask, bool (rows,)."""
-        parts: list[_Part] = []
+        parts: list[LookingPart] = []
         sees = torch.zeros(len(text), dtype=torch.bool)
         first = 0
         for index, sequence in enumerate(sequences):
-            count = _text_count(sequence)
+            count = text_count(sequence)
             if not count:
                 continue
-            slots = _slots(context, index, sequence.start + sequence.count)
+            slots = slots_of(context, index, sequence.start + sequence.count)
             rows = slice(first, first + count)
             mask, sees[rows] = self._picture_mask(sequence, count)
             parts.append(
-                _Part(
+                LookingPart(
                     rows,
                     slots[sequence.ahead :],
-                    _text_mask(sequence, count, slots.device),
+                    text_mask(sequence, count, slots.device),
                     slots[: sequence.ahead],
                     None if mask is None else mask.to(slots.device),
                 )
             )
             first += count
-        step = LookingStep(
-            context.cache, self._looking_layers, context.slots[text], context.slots[pictures], parts
-        )
+        step = LookingStep(context.cache, context.slots[text], context.slots[pictures], parts)
         return step, sees.to(text.device)
 
     def _picture_mask(
@@ -196,9 +136,7 @@ def load_mllama_decoder(
     config: Any, checkpoint: Any, device: torch.device, dtype: torch.dtype
 ) -> LanguageModel:
     """The LLM half of a checkpoint; see `load_decoder`."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(LOOKING_ATTENTION, _looking_attention)
+    register_looking_attention()
     decoder = load_decoder(
         _build_text_model, config, checkpoint, PREFIXES, device, dtype, LOOKING_ATTENTION, 1, MllamaDecoder
     )
@@ -211,75 +149,3 @@ def _build_text_model(config: Any) -> nn.Module:
 
     module: nn.Module = MllamaTextModel(config)
     return module
-
-
-def _looking_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    looking_step: LookingStep,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """The function that modeling code calls: (1, heads, rows, head_dim) to (1, rows, heads, head_dim)."""
-    assert attention_mask is None, "the modeling code built a mask for paged attention"
-    layer = module.layer_idx
-    assert isinstance(layer, int), "an attention module without a layer index"
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-    return looking_step.attend(layer, query, key, value, scaling).unsqueeze(0), None
-
-
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float | None,
-) -> torch.Tensor:
-    """Attention of one sequence, (rows, heads, head_dim); without a mask every row sees every key."""
-    output: torch.Tensor = functional.scaled_dot_product_attention(
-        query.transpose(0, 1)[None],
-        key.transpose(0, 1)[None],
-        value.transpose(0, 1)[None],
-        attn_mask=mask,
-        scale=scaling,
-        enable_gqa=True,
-    )
-    return output.squeeze(0).transpose(0, 1)
-
-
-def _text_count(sequence: StepSequence) -> int:
-    """Tokens of text in this step: the last ones."""
-    return min(sequence.count, max(0, sequence.start + sequence.count - sequence.ahead))
-
-
-def _rows_of(sequences: Sequence[StepSequence], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The step's rows of text and those of pictures, int64 each."""
-    text: list[int] = []
-    pictures: list[int] = []
-    for sequence in sequences:
-        end = sequence.row + sequence.count
-        first = end - _text_count(sequence)
-        pictures.extend(range(sequence.row, first))
-        text.extend(range(first, end))
-    return torch.tensor(text, device=device).long(), torch.tensor(pictures, device=device).long()
-
-
-def _slots(context: Any, index: int, length: int) -> torch.Tensor:
-    """Slots of a sequence's first `length` tokens, int64."""
-    size = context.cache.block_size
-    blocks = context.shape.block_tables[index, : -(-length // size)]
-    offsets = torch.arange(size, device=blocks.device)
-    slots: torch.Tensor = (blocks[:, None] * size + offsets).flatten()[:length]
-    return slots
-
-
-def _text_mask(sequence: StepSequence, count: int, device: torch.device) -> torch.Tensor | None:
-    """bool (count, text up to the step's end): a token sees those up to itself. None for one token."""
-    if count == 1:
-        return None
-    length = sequence.start + sequence.count - sequence.ahead
-    return torch.ones(count, length, dtype=torch.bool, device=device).tril(length - count)
