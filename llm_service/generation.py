@@ -92,6 +92,7 @@ class Generation:
         try:
             max_model_len = self._max_model_len()
             prompt = await self._parts.prompts.build(self._request, max_model_len)
+            self._plan = self._plan.under(prompt.rules)
             self._open_choice(prompt)
             async for frame in self._until(lambda: self._knows_layouts(prompt)):
                 yield frame

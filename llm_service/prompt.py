@@ -1,6 +1,6 @@
 """A request's prompt: checked, rendered, tokenised, its media counted.
 
-Knows the wire's three forms of a prompt and the rules that hold between a
+Knows the wire's forms of a prompt and the rules that hold between a
 prompt and its media. Does not know how many rows an item has.
 """
 
@@ -10,22 +10,25 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
 from typing import TypeVar
 
 from llm_service.bounded_encoding import encode_bounded
-from llm_service.chat_template import ChatMessage, ChatTemplate, MediaMark
+from llm_service.chat_template import ChatMessage, ChatTemplate
 from llm_service.context_length import COUNTED_CONTEXTS, check_countable, check_length
+from llm_service.conversation import media_indexes, message_part, protected, turn_end
 from llm_service.item_writer import ItemWriter, placeholder_ids
 from llm_service.laid_out_prompt import LaidOutPrompt
 from llm_service.side_thread import SideThread
 from llm_service.special_tokens import SpecialTokenGuard, special_token_pattern
+from llm_service.speech_prompt import SpeechPrompts, speech_task
 from llm_service.text_tokenizer import TextTokenizer
 from protos.llm.v1 import llm_service_pb2 as pb
 from protos.media.v1 import media_pb2
 from shared.content_key import is_key
 from shared.errors import InvalidRequestError
 from shared.families.base import MediaInfo, Modality, PromptLayout, WritesItems
+from shared.families.token_rules import NO_RULES, SpeechTask, TokenRules
+from shared.families.writes_speech import WritesSpeech
 
 T = TypeVar("T")
 
@@ -58,11 +61,13 @@ class Prompt:
     Attributes:
         pieces: the text that the tokens are of; see `RenderedText`. None for a
             prompt that was given as tokens.
+        rules: which tokens may follow it.
     """
 
     token_ids: list[int]
     items: tuple[Item, ...]
     pieces: list[str] | None = None
+    rules: TokenRules = NO_RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,9 @@ class PromptBuilder:
         ids = placeholder_ids(tokenizer, layout, item_limits)
         self._writer = ItemWriter(tokenizer, layout, ids) if isinstance(layout, WritesItems) else None
         self._modality_of_id = {token_id: modality for modality, token_id in ids.items()}
+        self._speech = (
+            SpeechPrompts(layout, self._modality_of_id) if isinstance(layout, WritesSpeech) else None
+        )
         placeholders = (tokenizer.backend.id_to_token(token_id) for token_id in self._modality_of_id)
         # A checkpoint need not flag its placeholders as special, and typed ones are text all the same.
         self._guarded = special_token_pattern(
@@ -110,6 +118,8 @@ class PromptBuilder:
             ContextLengthError: it is too long even without the rows of its media.
         """
         items = self._items(request.media)
+        if request.token_times:
+            raise InvalidRequestError("this model does not tell when tokens are heard", param="token_times")
         render = self._renderer(request, [item.modality for item in items], max_model_len)
 
         def tokenize() -> Prompt:
@@ -126,11 +136,28 @@ class PromptBuilder:
 
         short = request.ByteSize() <= _SHORT_BYTES
         prompt = tokenize() if short else await self.in_thread(tokenize)
+        if self._speech is not None:
+            return self._as_speech(self._speech, prompt, _task(request), max_model_len)
         check_length(len(prompt.token_ids), max_model_len)
         if request.WhichOneof("prompt") != "conversation":
             prompt = replace(prompt, items=self._in_order(prompt.token_ids, items))
         self._check_tokens(prompt.token_ids, prompt.items)
         return prompt
+
+    @staticmethod
+    def _as_speech(
+        speech: SpeechPrompts, prompt: Prompt, task: SpeechTask | None, max_model_len: int
+    ) -> Prompt:
+        """The prompt as a model that writes down what it hears takes it: the recording is nowhere in it."""
+        if len(prompt.items) != 1:
+            raise InvalidRequestError(
+                f"a prompt of this model has one recording, not {len(prompt.items)}", param="media"
+            )
+        token_ids, rules = speech.completed(prompt.token_ids, task)
+        if not token_ids:
+            raise InvalidRequestError("the prompt is empty", param="prompt")
+        check_length(len(token_ids), max_model_len)
+        return Prompt(token_ids, prompt.items, rules=rules)
 
     async def tokenize(self, request: pb.TokenizeRequest, max_model_len: int) -> tuple[list[int], list[str]]:
         """Tokenises without generating; media parts give one placeholder each.
@@ -177,7 +204,7 @@ class PromptBuilder:
 
         def expand() -> LaidOutPrompt:
             token_ids = prompt.token_ids
-            if self._writer is not None and media:
+            if self._writer is not None and self._speech is None and media:
                 token_ids = self._writer.written(token_ids, prompt.pieces, media)
             return LaidOutPrompt.of(self._layout.expand(token_ids, media), keys)
 
@@ -215,13 +242,25 @@ class PromptBuilder:
             case "token_ids":
                 check_length(len(request.token_ids.ids), max_model_len)
                 return lambda: self._checked_ids(request.token_ids.ids)
+            case "transcription":
+                return self._transcription_renderer(request.transcription)
         raise InvalidRequestError("a prompt is required", param="prompt")
+
+    def _transcription_renderer(self, transcription: pb.Transcription) -> Callable[[], RenderedText]:
+        speech = self._speech
+        if speech is None:
+            raise InvalidRequestError("this model does not write down recordings", param="transcription")
+        task = speech_task(transcription)
+        return lambda: RenderedText(speech.pieces(task, self._guarded))
 
     def _countable_renderer(self, request: pb.TokenizeRequest) -> Callable[[], RenderedText]:
         match request.WhichOneof("prompt"):
             case "conversation":
                 modalities = [_modality(value, "modalities") for value in request.modalities]
-                modalities = modalities or ["image"] * len(_media_indexes(request.conversation))
+                unnamed: Modality = "image" if "image" in self.item_limits else next(iter(self.item_limits))
+                modalities = modalities or [unnamed] * len(media_indexes(request.conversation))
+                if unknown := set(modalities) - set(self.item_limits):
+                    raise InvalidRequestError(f"the model takes no {min(unknown)}", param="modalities")
                 return self._conversation_renderer(request.conversation, modalities)
             case "text":
                 return lambda: RenderedText([request.text])
@@ -236,12 +275,12 @@ class PromptBuilder:
             )
         template = self._template
         guard = SpecialTokenGuard(self._guarded)
-        open_turn, continue_last = _turn_end(conversation)
+        open_turn, continue_last = turn_end(conversation)
         messages = self._messages(conversation, modalities, template)
 
         def render() -> RenderedText:
             text = template.render(
-                _protected(messages, guard),
+                protected(messages, guard),
                 add_generation_prompt=open_turn,
                 continue_final_message=continue_last,
             )
@@ -256,7 +295,7 @@ class PromptBuilder:
             raise InvalidRequestError("at least one message is required", param="messages")
         for index, message in enumerate(conversation.messages):
             template.check_role(message.role, f"messages[{index}].role")
-        used = len(_media_indexes(conversation))
+        used = len(media_indexes(conversation))
         if used > len(modalities):
             raise InvalidRequestError(
                 f"the messages refer to {used} media items, the request has {len(modalities)}", param="media"
@@ -266,7 +305,7 @@ class PromptBuilder:
                 f"media[{used}] is not referred to by any message", param=f"media[{used}]"
             )
         return [
-            ChatMessage(message.role, tuple(_part(part, modalities) for part in message.parts))
+            ChatMessage(message.role, tuple(message_part(part, modalities) for part in message.parts))
             for message in conversation.messages
         ]
 
@@ -311,6 +350,10 @@ class PromptBuilder:
         return f"; this model's prompts say {', '.join(texts)}" if texts else ""
 
 
+def _task(request: pb.GenerateRequest) -> SpeechTask | None:
+    return speech_task(request.transcription) if request.HasField("transcription") else None
+
+
 def _count(modalities: Sequence[Modality]) -> str:
     """Says what is there, for example "2 image, 1 video"."""
     counts = {modality: modalities.count(modality) for modality in dict.fromkeys(modalities)}
@@ -333,55 +376,3 @@ def _modality(value: int, param: str) -> Modality:
     if modality is None:
         raise InvalidRequestError("the modality is required", param=param)
     return modality
-
-
-def _turn_end(conversation: pb.Conversation) -> tuple[bool, bool]:
-    """Whether to open the assistant's turn, and whether to continue the last message."""
-    continue_last = conversation.continue_final_message
-    if not continue_last:
-        given = conversation.HasField("add_generation_prompt")
-        return conversation.add_generation_prompt if given else True, False
-    if conversation.HasField("add_generation_prompt") and conversation.add_generation_prompt:
-        raise InvalidRequestError(
-            "add_generation_prompt and continue_final_message exclude each other",
-            param="continue_final_message",
-        )
-    return False, True
-
-
-def _media_indexes(conversation: pb.Conversation) -> list[int]:
-    """The items that the messages refer to: 0, 1, 2, ... in order of appearance.
-
-    Raises:
-        InvalidRequestError: a part is empty, or an index is out of order.
-    """
-    indexes: list[int] = []
-    for i, message in enumerate(conversation.messages):
-        for j, part in enumerate(message.parts):
-            kind = part.WhichOneof("part")
-            param = f"messages[{i}].content[{j}]"
-            if kind is None:
-                raise InvalidRequestError("a content part is text or refers to an item", param=param)
-            if kind == "media_index":
-                if part.media_index != len(indexes):
-                    raise InvalidRequestError(
-                        f"media_index must be {len(indexes)} here, it is {part.media_index}", param=param
-                    )
-                indexes.append(part.media_index)
-    return indexes
-
-
-def _part(part: pb.ContentPart, modalities: Sequence[Modality]) -> str | MediaMark:
-    if part.WhichOneof("part") == "text":
-        return part.text
-    return MediaMark(modalities[part.media_index])
-
-
-def _protected(messages: Sequence[ChatMessage], guard: SpecialTokenGuard) -> list[ChatMessage]:
-    parts: list[str | MediaMark] = []
-    for _, run in groupby((part for message in messages for part in message.parts), type):
-        same = list(run)
-        # Together, as a template may write texts side by side, those of two messages too.
-        parts += guard.protect_all([part for part in same if isinstance(part, str)]) or same
-    rest = iter(parts)
-    return [ChatMessage(message.role, tuple(islice(rest, len(message.parts)))) for message in messages]

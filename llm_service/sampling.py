@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import structs
 
 from llm_service.engine.messages import SamplingSettings, StoppingSettings
 from protos.llm.v1 import llm_service_pb2 as pb
 from shared.errors import InvalidRequestError
+from shared.families.token_rules import TokenRules
 
 MAX_CHOICE_COUNT = 64
 MAX_LOGIT_BIAS_COUNT = 1024
+MAX_ALLOWED_TOKEN_COUNT = 1024
 MAX_STOP_STRING_COUNT = 16
 MAX_STOP_TOKEN_COUNT = 128
 MAX_TOP_LOGPROBS = 20
@@ -42,6 +46,7 @@ class GenerationDefaults:
         tokenizer_end_id: int | None,
         *,
         take_sampling: bool,
+        temperature: float = 1.0,
     ) -> GenerationDefaults:
         """Reads a checkpoint's own defaults.
 
@@ -51,11 +56,12 @@ class GenerationDefaults:
             tokenizer_end_id: the tokenizer's end token, for checkpoints that
                 name none elsewhere.
             take_sampling: False leaves the sampling fields at Percept's own.
+            temperature: where the checkpoint says none.
         """
         end = end_token_ids(generation_config, config, tokenizer_end_id)
         if not take_sampling:
-            return cls(end_token_ids=end)
-        given = {
+            return cls(temperature=temperature, end_token_ids=end)
+        given = {"temperature": temperature} | {
             name: generation_config[name]
             for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
             if generation_config.get(name) is not None
@@ -101,8 +107,19 @@ class GenerationPlan:
         """Sampling of one choice: its own seed, where there is one."""
         if self.sampling.seed is None or choice_index == 0:
             return self.sampling
-        fields = {name: getattr(self.sampling, name) for name in self.sampling.__struct_fields__}
-        return SamplingSettings(**fields | {"seed": _wrap(self.sampling.seed + choice_index)})
+        return structs.replace(self.sampling, seed=_wrap(self.sampling.seed + choice_index))
+
+    def under(self, rules: TokenRules) -> GenerationPlan:
+        """The same plan where a prompt's rules hold. Tokens that they fill in come on top of the counts."""
+        if rules == self.sampling.rules:
+            return self
+        more, most = len(rules.leading), self.max_token_count
+        return replace(
+            self,
+            sampling=structs.replace(self.sampling, rules=rules),
+            max_token_count=None if most is None else most + more,
+            min_token_count=self.min_token_count + more if self.min_token_count else 0,
+        )
 
     def stopping(self, max_token_count: int) -> StoppingSettings:
         """What the engine must know about stopping."""
@@ -128,6 +145,7 @@ def plan_generation(
     """
     stopping = request.stopping
     _check_stopping(stopping, vocabulary_size)
+    _check_choice_is_left(request, defaults)
     return GenerationPlan(
         sampling=_sampling(request, defaults, vocabulary_size),
         choice_count=_choice_count(request.sampling),
@@ -138,6 +156,16 @@ def plan_generation(
         stop_strings=tuple(dict.fromkeys(stopping.stop_strings)),
         include_stop_string=stopping.include_stop_string,
     )
+
+
+def _check_choice_is_left(request: pb.GenerateRequest, defaults: GenerationDefaults) -> None:
+    allowed = set(request.sampling.allowed_token_ids)
+    ends = {*defaults.end_token_ids, *request.stopping.stop_token_ids}
+    if request.stopping.min_token_count and allowed and allowed <= ends:
+        raise InvalidRequestError(
+            "all allowed tokens end the answer, which is to have min_token_count tokens",
+            param="sampling.allowed_token_ids",
+        )
 
 
 def _sampling(
@@ -159,6 +187,7 @@ def _sampling(
         ),
         logit_bias=dict(wire.logit_bias),
         top_logprobs=_top_logprobs(request),
+        allowed_token_ids=list(dict.fromkeys(wire.allowed_token_ids)),
     )
 
 
@@ -176,6 +205,11 @@ def _check_sampling(wire: pb.SamplingParameters, vocabulary_size: int) -> None:
             f"logit_bias takes at most {MAX_LOGIT_BIAS_COUNT} tokens", param="sampling.logit_bias"
         )
     _check_ids(wire.logit_bias, vocabulary_size, "sampling.logit_bias")
+    if len(wire.allowed_token_ids) > MAX_ALLOWED_TOKEN_COUNT:
+        raise InvalidRequestError(
+            f"at most {MAX_ALLOWED_TOKEN_COUNT} tokens can be named", param="sampling.allowed_token_ids"
+        )
+    _check_ids(wire.allowed_token_ids, vocabulary_size, "sampling.allowed_token_ids")
     if any(not -100 <= bias <= 100 for bias in wire.logit_bias.values()):
         raise InvalidRequestError("a bias is a number from -100 to 100", param="sampling.logit_bias")
 

@@ -40,6 +40,7 @@ from shared.collection import keep_loaded
 from shared.errors import UnavailableError
 from shared.families import load_family
 from shared.families.base import MAIN_TENSOR, Checkpoint, Family, Modality
+from shared.families.writes_speech import WritesSpeech
 from shared.rpc.server import RunningServer, ServiceRegistration, build_server
 from shared.telemetry import Stopwatch, configure_logging
 
@@ -237,7 +238,8 @@ def _prompts_and_facts(
         for modality in family.modalities
     }
     template = _template(settings, checkpoint, family, tokenizer)
-    prompts = PromptBuilder(tokenizer, family.prompt_layout(), template, limits, vocabulary_size)
+    layout = family.prompt_layout()
+    prompts = PromptBuilder(tokenizer, layout, template, limits, vocabulary_size)
     facts = ModelFacts(
         names=settings.served_model_name or (settings.model,),
         family=family.model_type,
@@ -249,6 +251,7 @@ def _prompts_and_facts(
             checkpoint.config,
             tokenizer.end_token_id,
             take_sampling=settings.generation_config == "auto",
+            temperature=0.0 if isinstance(layout, WritesSpeech) else 1.0,
         ),
     )
     return prompts, facts
@@ -257,11 +260,13 @@ def _prompts_and_facts(
 def _template(
     settings: LlmSettings, checkpoint: Checkpoint, family: Family, tokenizer: TextTokenizer
 ) -> ChatTemplate | None:
+    layout = family.prompt_layout()
     source = find_template(checkpoint.folder, tokenizer.hf, settings.chat_template)
+    if source is None and isinstance(layout, WritesSpeech):
+        source = layout.chat_template
     if source is None:
         logger.warning("the checkpoint has no chat template: chat requests will be refused")
         return None
-    layout = family.prompt_layout()
     ids = placeholder_ids(tokenizer, layout, family.modalities)
     texts = {modality: layout.placeholder_text(modality) for modality in family.modalities}
     tokens = {modality: str(tokenizer.backend.id_to_token(ids[modality])) for modality in family.modalities}

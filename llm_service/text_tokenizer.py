@@ -31,6 +31,7 @@ class TextTokenizer:
         self.backend = backend
         self.table = TokenTable(backend)
         self._special_tokens = sorted(self.table.special_tokens)
+        self._adds_special_tokens = not self._ends_texts()
 
     @classmethod
     def load(cls, folder: Path, config: Any = None) -> TextTokenizer:
@@ -65,10 +66,11 @@ class TextTokenizer:
         """Tokens of a whole prompt; special tokens in it are special.
 
         A begin token goes in front where the tokenizer has that habit and the
-        text does not begin with it, as in Hugging Face processors.
+        text does not begin with it, as in Hugging Face processors. Nothing is put
+        around a prompt by a tokenizer that ends every text.
         """
         begin = self.hf.bos_token
-        adds_begin = not (begin and text.startswith(begin))
+        adds_begin = self._adds_special_tokens and not (begin and text.startswith(begin))
         return self._encode_batch([text], adds_begin)[0]
 
     def encode_pieces(self, pieces: Sequence[str], *, begins_prompt: bool = True) -> list[int]:
@@ -89,6 +91,14 @@ class TextTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
         return str(self.backend.decode(list(token_ids), skip_special_tokens=True))
+
+    def _ends_texts(self) -> bool:
+        """Whether it is made for whole answers: it puts an end token behind every text.
+
+        A prompt then gets nothing around it: it is to be continued.
+        """
+        ids = self.backend.encode("", add_special_tokens=True).ids
+        return len(ids) > 1 and ids[-1] == self.end_token_id
 
     def _encode_batch(self, texts: list[str], adds_special_tokens: bool) -> list[list[int]]:
         """Tokens of each text. The batch call lets other threads run meanwhile; the single one does not."""

@@ -12,6 +12,8 @@ from typing import Literal
 
 import msgspec
 
+from shared.families.token_rules import NO_RULES, TokenRules
+
 DataType = Literal["float32", "float16", "bfloat16"]
 
 
@@ -69,6 +71,8 @@ class SamplingSettings(msgspec.Struct, frozen=True):
             prompt or output; 1 is none.
         logit_bias: added to the logits, by token id.
         top_logprobs: None for no log probabilities, else how many alternatives.
+        allowed_token_ids: the only ones that may be chosen; all where there are none.
+        rules: which tokens may be chosen, as the family says.
     """
 
     temperature: float = 0.0
@@ -81,6 +85,8 @@ class SamplingSettings(msgspec.Struct, frozen=True):
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = {}
     top_logprobs: int | None = None
+    allowed_token_ids: list[int] = []
+    rules: TokenRules = NO_RULES
 
 
 class StoppingSettings(msgspec.Struct, frozen=True):

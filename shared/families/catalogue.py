@@ -290,6 +290,17 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         video_settings=(),
         notes="Large pictures in tiles; the times of frames are in the prompt.",
     ),
+    FamilyFacts(
+        "whisper",
+        "whisper:WhisperFamily",
+        ("openai/whisper-large-v3-turbo", "openai/whisper-small", "openai/whisper-tiny.en"),
+        modalities=("audio",),
+        embedding_fields={"audio": EmbeddingFields(("audio_embeds",))},
+        audio_settings=("truncation",),
+        several=False,
+        notes="Writes down one recording of up to 30 seconds, with or without times; a message's text is what"
+        " was said before.",
+    ),
 )
 """All families."""
 

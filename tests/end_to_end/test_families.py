@@ -58,7 +58,12 @@ def questions_for(case: FamilyCase) -> dict[str, Question]:
                 ["first", item(case, 11, 1), item(case, 30 + place, 1, modality), "compare"]
             )
     most = case.most_pictures
-    return {name: one for name, one in asked.items() if most is None or len(one.media) <= most}
+    least = 0 if case.takes_text_alone else 1
+    return {
+        name: one
+        for name, one in asked.items()
+        if len(one.media) >= least and (most is None or len(one.media) <= most)
+    }
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -32,6 +32,8 @@ class OracleOverrides:
             picture, in the place of `model.get_image_features`.
         video_features: as much for videos.
         audio_features: as much for recordings.
+        generate: (model, inputs, count) -> token ids, in the place of calling the model's own
+            `generate`.
         generate_arguments: further arguments of `generate`.
         load_arguments: further arguments of the class's `from_pretrained`.
         running: (model, folder, inputs) -> a context in which the model is run with
@@ -44,6 +46,7 @@ class OracleOverrides:
     image_features: Callable[[Any, Mapping[str, Any]], Any] | None = None
     video_features: Callable[[Any, Mapping[str, Any]], Any] | None = None
     audio_features: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    generate: Callable[[Any, Mapping[str, Any], int], list[int]] | None = None
     generate_arguments: Mapping[str, Any] = field(default_factory=dict)
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
     running: Callable[[Any, Path, Mapping[str, Any]], AbstractContextManager[None]] | None = None
@@ -65,6 +68,7 @@ class FamilyCase:
         variants: options of `build` by the variant's name; "" is the plain one,
             which all tests run for. The others run in the unit tests of halves.
         sizes: width and height of two kinds of pictures, of two aspect ratios.
+        takes_text_alone: prompts may hold no item.
         most_pictures: most pictures in one prompt, or recordings where it takes no pictures;
             None: any number.
         spans_may_be_cut: a prefill chunk may end inside a span.
@@ -82,6 +86,7 @@ class FamilyCase:
             longest span, so that all are cut; no smaller than any where none may be cut.
         least_side: pixels of a picture's shorter side, in the tests of many sizes; the
             processor refuses thinner ones.
+        filled_in: tokens that the model's rules put in front of an answer.
         rows_in_front: rows of an item that stand in front of the prompt, where the processor's has none
             of them.
         unread_names: beginnings of the names of tensors that neither half reads.
@@ -97,6 +102,7 @@ class FamilyCase:
     encoder_names: tuple[str, ...]
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     sizes: tuple[tuple[int, int], tuple[int, int]] = ((112, 84), (60, 140))
+    takes_text_alone: bool = True
     most_pictures: int | None = None
     spans_may_be_cut: bool = True
     mixes_modalities: bool = True
@@ -109,6 +115,7 @@ class FamilyCase:
     sound_tolerance: float = 1e-4
     chunk: int | None = None
     least_side: int = 8
+    filled_in: int = 0
     rows_in_front: int = 0
     unread_names: tuple[str, ...] = ()
     tower_pixels: Callable[[Any, Any], Mapping[str, Any]] | None = None

@@ -94,19 +94,22 @@ class Adjustments:
                 known = {token: value for token, value in settings.logit_bias.items() if 0 <= token < width}
                 bias.add(row, known, known.values())
             if has_penalty(settings):
-                self._add_penalties(row, sequence, repetition, subtract)
+                self._add_penalties(row, sequence, width, repetition, subtract)
             if stop_ids := sequence.masked_token_ids:
                 masked.add(row, (token for token in stop_ids if 0 <= token < width), ())
         _apply(logits, bias, repetition, subtract, masked)
 
-    def _add_penalties(self, row: int, sequence: Sequence, repetition: Cells, subtract: Cells) -> None:
+    def _add_penalties(
+        self, row: int, sequence: Sequence, width: int, repetition: Cells, subtract: Cells
+    ) -> None:
         settings = sequence.sampling
         seen = self._seen.get(sequence.sequence_id)
         if seen is None:
             seen = self._seen[sequence.sequence_id] = SeenTokens.of(sequence)
         seen.catch_up(sequence)
         if settings.repetition_penalty != 1.0:
-            ids = seen.prompt | seen.output.keys()
+            # A placeholder's token may lie behind those that can be generated.
+            ids = {token_id for token_id in seen.prompt | seen.output.keys() if token_id < width}
             repetition.add(row, ids, [settings.repetition_penalty] * len(ids))
         if settings.frequency_penalty or settings.presence_penalty:
             amounts = (

@@ -1,6 +1,6 @@
 """Chooses the next token of every sequence of a step.
 
-Knows the order of things: raw log probabilities, adjustments, greedy choice,
+Knows the order of things: raw log probabilities, adjustments, rules, greedy choice,
 random choice for those that want it. Does not know where logits come from.
 """
 
@@ -14,6 +14,7 @@ from llm_service.engine.batch import SampledToken
 from llm_service.engine.sequence import Sequence
 from llm_service.runner.sampling.adjustments import Adjustments, has_penalty
 from llm_service.runner.sampling.draws import Draws
+from llm_service.runner.sampling.rules import TokenMasks, has_rules, is_led
 from llm_service.runner.transfer import to_device
 
 NOT_FINITE = "the model's logits are not finite"
@@ -24,6 +25,7 @@ class Sampler:
 
     def __init__(self) -> None:
         self._adjustments = Adjustments()
+        self._masks = TokenMasks()
         self._draws = Draws()
 
     def forget(self, sequence_id: int) -> None:
@@ -43,6 +45,7 @@ class Sampler:
         """
         raw = _raw_rows(logits, sequences)
         self._adjustments.apply(logits, sequences)
+        self._masks.apply(logits, sequences)
         ids = greedy_ids(logits)
         self._replace_random(logits, sequences, ids)
         # The one place where the host waits for the step.
@@ -53,7 +56,11 @@ class Sampler:
 
     def _replace_random(self, logits: torch.Tensor, sequences: Rows[Sequence], ids: torch.Tensor) -> None:
         """Draws for the rows with a temperature and writes over their greedy choice in `ids`."""
-        rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
+        rows = [
+            row
+            for row, sequence in enumerate(sequences)
+            if sequence.sampling.temperature > 0 and not is_led(sequence)
+        ]
         if rows:
             index = to_device(rows, torch.int64, logits.device)
             drawn = self._draws.draw(logits[index], [sequences[row] for row in rows])
@@ -70,6 +77,7 @@ def is_plain(sequence: Sequence) -> bool:
         and not settings.logit_bias
         and not has_penalty(settings)
         and not sequence.masked_token_ids
+        and not has_rules(sequence)
     )
 
 

@@ -20,6 +20,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _TranscriptionTask:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TranscriptionTaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TranscriptionTask.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRANSCRIPTION_TASK_UNSPECIFIED: _TranscriptionTask.ValueType  # 0
+    """Transcribe."""
+    TRANSCRIPTION_TASK_TRANSCRIBE: _TranscriptionTask.ValueType  # 1
+    """The words, in the language that is spoken."""
+    TRANSCRIPTION_TASK_TRANSLATE: _TranscriptionTask.ValueType  # 2
+    """Their meaning, in English."""
+
+class TranscriptionTask(_TranscriptionTask, metaclass=_TranscriptionTaskEnumTypeWrapper):
+    """What is written."""
+
+TRANSCRIPTION_TASK_UNSPECIFIED: TranscriptionTask.ValueType  # 0
+"""Transcribe."""
+TRANSCRIPTION_TASK_TRANSCRIBE: TranscriptionTask.ValueType  # 1
+"""The words, in the language that is spoken."""
+TRANSCRIPTION_TASK_TRANSLATE: TranscriptionTask.ValueType  # 2
+"""Their meaning, in English."""
+Global___TranscriptionTask: _TypeAlias = TranscriptionTask  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -53,10 +77,12 @@ class GenerateRequest(_message.Message):
     CONVERSATION_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TRANSCRIPTION_FIELD_NUMBER: _builtins.int
     MEDIA_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     STOPPING_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOKEN_TIMES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Served model name, or empty for the one that is served."""
     request_id: _builtins.str
@@ -69,6 +95,11 @@ class GenerateRequest(_message.Message):
     """Set: each delta carries log probabilities, with this many alternatives for
     each token (0 to 20).
     """
+    token_times: _builtins.bool
+    """Tell in each `finish` when every token is heard; see Finish.token_seconds.
+    Refused by models that are not of Whisper's kind, by checkpoints that do not
+    name their alignment heads, and for prompts without a recording.
+    """
     @_builtins.property
     def conversation(self) -> Global___Conversation:
         """Chat messages, rendered with the checkpoint's chat template."""
@@ -76,6 +107,12 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
         """Token ids, one placeholder id for each item of `media`."""
+
+    @_builtins.property
+    def transcription(self) -> Global___Transcription:
+        """What to do with the one recording in `media`, for models that write down
+        what they hear (Whisper); refused by others.
+        """
 
     @_builtins.property
     def media(self) -> _containers.RepeatedCompositeFieldContainer[_media_pb2.MediaItem]:
@@ -99,18 +136,20 @@ class GenerateRequest(_message.Message):
         conversation: Global___Conversation | None = ...,
         text: _builtins.str = ...,
         token_ids: Global___TokenIds | None = ...,
+        transcription: Global___Transcription | None = ...,
         media: _abc.Iterable[_media_pb2.MediaItem] | None = ...,
         sampling: Global___SamplingParameters | None = ...,
         stopping: Global___StoppingParameters | None = ...,
         top_logprobs: _builtins.int | None = ...,
+        token_times: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "conversation", b"conversation", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "conversation", b"conversation", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "top_logprobs", b"top_logprobs", "transcription", b"transcription"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "conversation", b"conversation", "media", b"media", "model", b"model", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "conversation", b"conversation", "media", b"media", "model", b"model", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "token_times", b"token_times", "top_logprobs", b"top_logprobs", "transcription", b"transcription"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
     _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015
-    _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["conversation", "text", "token_ids"]  # noqa: Y015
+    _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["conversation", "text", "token_ids", "transcription"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_logprobs) -> _WhichOneofReturnType__top_logprobs | None: ...
@@ -118,6 +157,50 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class Transcription(_message.Message):
+    """A recording to be written down, by a model of Whisper's kind.
+
+    `text` and `token_ids` serve such models too: a prompt in the model's own
+    format, without a placeholder. Whatever such a prompt leaves open behind its
+    <|startoftranscript|> (language, task, times) comes first in the answer.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    PREVIOUS_TEXT_FIELD_NUMBER: _builtins.int
+    TIMESTAMPS_FIELD_NUMBER: _builtins.int
+    language: _builtins.str
+    """What is spoken: a code ("en") or an English name ("english"). Empty: the
+    model hears it, and the answer's first token says it (<|en|>).
+    """
+    task: Global___TranscriptionTask.ValueType
+    previous_text: _builtins.str
+    """What was said before, or how words are spelt. Its last tokens count, as many
+    as the model was trained with (223 in all checkpoints of Whisper).
+    """
+    timestamps: _builtins.bool
+    """Write times around what is said: tokens <|0.00|>, <|0.02|>, ... that are in
+    the answer's text too, seconds from the recording's beginning.
+    """
+    def __init__(
+        self,
+        *,
+        language: _builtins.str = ...,
+        task: Global___TranscriptionTask.ValueType = ...,
+        previous_text: _builtins.str = ...,
+        timestamps: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["language", b"language", "previous_text", b"previous_text", "task", b"task", "timestamps", b"timestamps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Transcription: _TypeAlias = Transcription  # noqa: Y015
 
 @_typing.final
 class Conversation(_message.Message):
@@ -269,6 +352,7 @@ class SamplingParameters(_message.Message):
     REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
     LOGIT_BIAS_FIELD_NUMBER: _builtins.int
     CHOICE_COUNT_FIELD_NUMBER: _builtins.int
+    ALLOWED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """0 is greedy. 0 to 2; 1."""
     top_p: _builtins.float
@@ -291,6 +375,12 @@ class SamplingParameters(_message.Message):
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
         """Added to the logits: token id to bias, -100 to 100, at most 1024 entries."""
 
+    @_builtins.property
+    def allowed_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Choose among these tokens alone, at most 1024; empty: among all. End and stop
+        tokens are no exception: name them where the answer may end.
+        """
+
     def __init__(
         self,
         *,
@@ -304,10 +394,11 @@ class SamplingParameters(_message.Message):
         repetition_penalty: _builtins.float | None = ...,
         logit_bias: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
         choice_count: _builtins.int | None = ...,
+        allowed_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_choice_count", b"_choice_count", "_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "choice_count", b"choice_count", "frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_choice_count", b"_choice_count", "_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "choice_count", b"choice_count", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_choice_count", b"_choice_count", "_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "allowed_token_ids", b"allowed_token_ids", "choice_count", b"choice_count", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__choice_count: _TypeAlias = _typing.Literal["choice_count"]  # noqa: Y015
     _WhichOneofArgType__choice_count: _TypeAlias = _typing.Literal["_choice_count", b"_choice_count"]  # noqa: Y015
@@ -564,6 +655,7 @@ class Finish(_message.Message):
     STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
     choice_index: _builtins.int
     reason: Global___FinishReason.ValueType
     stop_string: _builtins.str
@@ -576,6 +668,13 @@ class Finish(_message.Message):
     def timings(self) -> Global___Timings:
         """Set with usage."""
 
+    @_builtins.property
+    def token_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """For each generated token of this choice, when it begins to be heard: seconds
+        from the recording's beginning, never falling. The last token has the time of
+        the one before. Empty where not asked for.
+        """
+
     def __init__(
         self,
         *,
@@ -585,10 +684,11 @@ class Finish(_message.Message):
         stop_token_id: _builtins.int = ...,
         usage: Global___Usage | None = ...,
         timings: Global___Timings | None = ...,
+        token_seconds: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "reason", b"reason", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "reason", b"reason", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "timings", b"timings", "token_seconds", b"token_seconds", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_stopped_by: _TypeAlias = _typing.Literal["stop_string", "stop_token_id"]  # noqa: Y015
     _WhichOneofArgType_stopped_by: _TypeAlias = _typing.Literal["stopped_by", b"stopped_by"]  # noqa: Y015
@@ -684,7 +784,7 @@ class TokenizeRequest(_message.Message):
     @_builtins.property
     def modalities(self) -> _containers.RepeatedScalarFieldContainer[_media_pb2.Modality.ValueType]:
         """What the items show that the conversation refers to, in order of appearance.
-        Empty: all are images.
+        Empty: all are images, or what the model takes where it takes no images.
         """
 
     def __init__(
@@ -906,6 +1006,7 @@ class GetStatusResponse(_message.Message):
     ENGINE_START_COUNT_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTE_COUNT_FIELD_NUMBER: _builtins.int
     ENGINE_RESIDENT_BYTE_COUNT_FIELD_NUMBER: _builtins.int
+    ITEM_ROW_COUNT_FIELD_NUMBER: _builtins.int
     running_sequence_count: _builtins.int
     """Sequences that hold blocks, and those that wait for their first."""
     waiting_sequence_count: _builtins.int
@@ -932,6 +1033,10 @@ class GetStatusResponse(_message.Message):
     resident_byte_count: _builtins.int
     """Resident memory in bytes: of the front process and of the engine process."""
     engine_resident_byte_count: _builtins.int
+    item_row_count: _builtins.int
+    """Since the start: rows of items that steps have computed. Rows whose blocks
+    were found in the prefix cache are not among them.
+    """
     def __init__(
         self,
         *,
@@ -953,10 +1058,11 @@ class GetStatusResponse(_message.Message):
         engine_start_count: _builtins.int = ...,
         resident_byte_count: _builtins.int = ...,
         engine_resident_byte_count: _builtins.int = ...,
+        item_row_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_count", b"block_count", "embedding_byte_count", b"embedding_byte_count", "engine_resident_byte_count", b"engine_resident_byte_count", "engine_start_count", b"engine_start_count", "generated_token_count", b"generated_token_count", "max_embedding_byte_count", b"max_embedding_byte_count", "max_pending_request_count", b"max_pending_request_count", "pending_request_count", b"pending_request_count", "preemption_count", b"preemption_count", "prefix_hit_token_count", b"prefix_hit_token_count", "prefix_query_token_count", b"prefix_query_token_count", "prompt_token_count", b"prompt_token_count", "resident_byte_count", b"resident_byte_count", "running_sequence_count", b"running_sequence_count", "step_count", b"step_count", "step_seconds", b"step_seconds", "used_block_count", b"used_block_count", "waiting_sequence_count", b"waiting_sequence_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_count", b"block_count", "embedding_byte_count", b"embedding_byte_count", "engine_resident_byte_count", b"engine_resident_byte_count", "engine_start_count", b"engine_start_count", "generated_token_count", b"generated_token_count", "item_row_count", b"item_row_count", "max_embedding_byte_count", b"max_embedding_byte_count", "max_pending_request_count", b"max_pending_request_count", "pending_request_count", b"pending_request_count", "preemption_count", b"preemption_count", "prefix_hit_token_count", b"prefix_hit_token_count", "prefix_query_token_count", b"prefix_query_token_count", "prompt_token_count", b"prompt_token_count", "resident_byte_count", b"resident_byte_count", "running_sequence_count", b"running_sequence_count", "step_count", b"step_count", "step_seconds", b"step_seconds", "used_block_count", b"used_block_count", "waiting_sequence_count", b"waiting_sequence_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

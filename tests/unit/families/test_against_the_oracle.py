@@ -73,7 +73,8 @@ def test_recordings(
         shown = Recording(sound(7 + index, length))
         answer = oracle.ask(case, tiny(variant), text, [shown], inputs=True, rows=True)
         check_features(items[index].arrays, answer.inputs, case.sound_tolerance, where)
-        assert front.lay_out(text, [items[index].info]).token_ids == answer.prompt_ids, where
+        ours = front.lay_out(text, [items[index].info]).token_ids[case.rows_in_front :]
+        assert ours == answer.prompt_ids, where
 
         (alone,) = tower.encode([items[index]])
         for tensors in (alone, together[index]):

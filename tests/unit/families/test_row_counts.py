@@ -74,7 +74,8 @@ def test_recordings(model_type: str, tiny: Build, family: Callable[[str], Family
     for heard in recordings:
         info = features_of(preprocessor, heard).info
         expected = oracle.ask(CASES[model_type], tiny(model_type), text, [heard]).prompt_ids
-        assert front.lay_out(text, [info]).token_ids == expected, len(heard.samples)
+        ours = front.lay_out(text, [info]).token_ids[CASES[model_type].rows_in_front :]
+        assert ours == expected, len(heard.samples)
 
 
 @pytest.mark.parametrize("model_type", cases_with("video"))

@@ -1,0 +1,65 @@
+"""Rules about which tokens may come next, as values: what a family says of a prompt's answer.
+
+Knows shapes. Knows no model and no logits, and importing it imports neither torch nor
+transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TimestampRule:
+    """Answers in which tokens for times stand around text, as Whisper's do.
+
+    Times come in pairs, do not fall, begin the answer, and are chosen wherever all of them
+    together are likelier than any other token.
+
+    Attributes:
+        first_id: the token of 0 seconds; all behind it are times, the last of the vocabulary.
+        end_id: tokens below it are text.
+        most_initial: the answer begins at most so many times after the first; None: at any.
+    """
+
+    first_id: int
+    end_id: int
+    most_initial: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRules:
+    """What may be chosen in an answer.
+
+    Attributes:
+        leading: of each of the answer's first tokens, those that it is one of; the likeliest
+            is taken, at any temperature. No other rule holds for them.
+        suppressed: never chosen behind those.
+        first_suppressed: not chosen directly behind those.
+        timestamps: see `TimestampRule`; None where times are no matter of this answer.
+    """
+
+    leading: tuple[tuple[int, ...], ...] = ()
+    suppressed: tuple[int, ...] = ()
+    first_suppressed: tuple[int, ...] = ()
+    timestamps: TimestampRule | None = None
+
+
+NO_RULES = TokenRules()
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechTask:
+    """What is to be done with the recording of a prompt.
+
+    Attributes:
+        language: that is spoken, its name or code; "" where the model is to hear it itself.
+        translates: write English, whatever is spoken.
+        previous_text: what was said before, or how words are spelt; may be "".
+        timestamps: write times around the text.
+    """
+
+    language: str = ""
+    translates: bool = False
+    previous_text: str = ""
+    timestamps: bool = False
