@@ -36,6 +36,7 @@ _LLM_FIELDS = (
     _Field("generation_tokens", "Tokens generated.", "generated_token_count", True),
     _Field("prefix_cache_queries", "Prompt tokens looked up.", "prefix_query_token_count", True),
     _Field("prefix_cache_hits", "Prompt tokens found.", "prefix_hit_token_count", True),
+    _Field("item_rows", "Rows of items that steps have computed.", "item_row_count", True),
     _Field("engine_steps", "Steps run.", "step_count", True),
     _Field("engine_step_seconds", "Seconds spent in steps.", "step_seconds", True),
     _Field("engine_starts", "Times the engine process was started.", "engine_start_count", True),

@@ -43,6 +43,7 @@ _ENGINE_FIELDS = (
     "generated_token_count",
     "step_count",
     "step_seconds",
+    "item_row_count",
 )
 
 

@@ -21,14 +21,18 @@ from collections.abc import Sequence as Run
 
 
 class BlockManager:
-    """Hands out blocks, shares them by content, and takes them back."""
+    """Hands out blocks, shares them by content, and takes them back.
+
+    Attributes:
+        caching: content of blocks is found again.
+    """
 
     def __init__(self, block_count: int, block_size: int, *, caching: bool = True) -> None:
         """Makes a pool of `block_count` empty blocks of `block_size` slots each."""
         assert block_count > 0 and block_size > 0
         self.block_count = block_count
         self.block_size = block_size
-        self._caching = caching
+        self.caching = caching
         self._reference_counts = [0] * block_count
         self._hash_of: list[bytes | None] = [None] * block_count
         self._block_of: dict[bytes, int] = {}
@@ -80,7 +84,7 @@ class BlockManager:
         A second block of the same content stays unknown: the first serves.
         """
         assert self._reference_counts[block] > 0, f"block {block} is registered by nobody"
-        if not self._caching or self._hash_of[block] is not None or content in self._block_of:
+        if not self.caching or self._hash_of[block] is not None or content in self._block_of:
             return
         self._hash_of[block] = content
         self._block_of[content] = block

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 
+from llm_service.engine.batch import ScheduledBatch
 from llm_service.engine.block_manager import BlockManager
 from llm_service.engine.messages import EngineStatus
 from llm_service.engine.scheduler import Scheduler
@@ -27,6 +28,7 @@ class Counters:
     def __init__(self) -> None:
         self.prompt_token_count = 0
         self.generated_token_count = 0
+        self.item_row_count = 0
         self._step_count = 0
         self._step_seconds = 0.0
         self._resident = resident_byte_count()
@@ -36,6 +38,12 @@ class Counters:
         """Notes a step and how long it took."""
         self._step_count += 1
         self._step_seconds += seconds
+
+    def count_rows(self, batch: ScheduledBatch) -> None:
+        """Notes the rows of items that a step has computed."""
+        self.item_row_count += sum(
+            item.sequence.item_rows_between(item.start, item.start + item.count) for item in batch.items
+        )
 
     def status(self, scheduler: Scheduler, blocks: BlockManager) -> EngineStatus:
         """Everything in one message; memory is measured once a second at most."""
@@ -50,6 +58,7 @@ class Counters:
             prefix_hit_token_count=scheduler.prefix_hit_count,
             preemption_count=scheduler.preemption_count,
             prompt_token_count=self.prompt_token_count,
+            item_row_count=self.item_row_count,
             generated_token_count=self.generated_token_count,
             step_count=self._step_count,
             step_seconds=self._step_seconds,

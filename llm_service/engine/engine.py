@@ -251,7 +251,9 @@ class Engine:
             self._fail(sequence_id, text)
         good = [token for token in tokens if token.failure is None]
         items = [item for item in batch.items if item.sequence.sequence_id not in failures]
-        self._scheduler.settle(ScheduledBatch(items), good)
+        booked = ScheduledBatch(items)
+        self._counters.count_rows(booked)
+        self._scheduler.settle(booked, good)
         now = self._clock()
         for token in good:
             self._tokens.append(self._token_report(sampling[token.sequence_id], token, now))

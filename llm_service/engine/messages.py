@@ -295,6 +295,7 @@ class EngineStatus(msgspec.Struct, frozen=True):
     step_count: int
     step_seconds: float
     resident_byte_count: int
+    item_row_count: int = 0
 
 
 class StepReport(msgspec.Struct, tag=True, frozen=True):

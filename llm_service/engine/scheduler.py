@@ -33,6 +33,7 @@ from llm_service.engine.block_hash import hashes_of
 from llm_service.engine.block_manager import BlockManager
 from llm_service.engine.row_needs import RowNeeds
 from llm_service.engine.sequence import Sequence
+from llm_service.engine.under_way import UnderWay
 
 MAX_YIELDS = 2
 """Times that a stalled sequence gives its blocks up to a younger one."""
@@ -320,16 +321,18 @@ class Scheduler:
 
     def _admit_waiting(self, step: _Step) -> None:
         """Gives blocks to waiting sequences, oldest first, while there are seats and budget."""
-        runnable = sum(not self._stalled(sequence) for sequence in self._running.values())
+        able = [sequence for sequence in self._running.values() if not self._stalled(sequence)]
+        runnable, under_way = len(able), UnderWay(self._blocks, able)
         passed: list[Sequence] = []
         for sequence in list(self._waiting):
             if step.full or runnable >= self._max_num_seqs:
                 break
             prefix = self._prefix(sequence)
-            if prefix.ceiling <= prefix.length:
+            if prefix.ceiling <= prefix.length or under_way.computes(sequence, prefix.length):
                 continue
             if self._make_room(sequence, prefix, step):
                 self._admit(sequence, prefix, step)
+                under_way.note(sequence)
                 runnable += 1
                 for other in passed:
                     other.passed_count += 1

@@ -41,6 +41,7 @@ class Sequence:
         held_up: True after a step in which an unsplittable span found too
             little of the token budget; such a sequence goes first.
         asked: keys that were asked for with `RowsNeeded` and not closed since.
+        media_end: the first token behind all rows of items.
         unused: keys whose rows are not all in the blocks, with the index of the
             span that needs them next, for `RowsUsed`.
         scheduled_at: when its first step began, in monotonic seconds, or None before.
@@ -72,7 +73,7 @@ class Sequence:
 
         self._switch_length = switch_length
         self._stop_token_ids = frozenset(self.stopping.stop_token_ids)
-        self._media_end = self.spans[-1].start + self.spans[-1].length if self.spans else 0
+        self.media_end = self.spans[-1].start + self.spans[-1].length if self.spans else 0
         self.unused: dict[str, int] = self.next_spans(0)
         if self.must_switch:
             self.switch()
@@ -128,7 +129,7 @@ class Sequence:
             start: tokens that need no rows any more; by default those computed.
         """
         done = self.computed_count if start is None else start
-        if done >= self._media_end:
+        if done >= self.media_end:
             return len(self.token_ids)
         for span in self.spans:
             if span.start + span.length <= done:
@@ -140,23 +141,30 @@ class Sequence:
 
     def clip(self, start: int, end: int) -> int:
         """Largest chunk end up to `end` that cuts no unsplittable span; may be `start`."""
-        if start >= self._media_end:
+        if start >= self.media_end:
             return end
         for span in self.spans:
             if not span.splittable and span.start < end < span.start + span.length:
                 return max(start, span.start)
         return end
 
+    def item_rows_between(self, start: int, end: int) -> int:
+        """How many of the tokens `start` to `end` (exclusive) are rows of items."""
+        if start >= self.media_end:
+            return 0
+        overlaps = (min(end, span.start + span.length) - max(start, span.start) for span in self.spans)
+        return sum(overlap for overlap in overlaps if overlap > 0)
+
     def keys_beyond(self, count: int) -> list[str]:
         """Keys of the items that have rows at or after token `count`, each once, in order."""
-        if count >= self._media_end:
+        if count >= self.media_end:
             return []
         return list(dict.fromkeys(span.key for span in self.spans if span.start + span.length > count))
 
     def next_spans(self, count: int) -> dict[str, int]:
         """The first span of each item that has rows at or after token `count`, by key."""
         found: dict[str, int] = {}
-        if count >= self._media_end:
+        if count >= self.media_end:
             return found
         for index, span in enumerate(self.spans):
             if span.start + span.length > count:
