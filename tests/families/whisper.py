@@ -79,9 +79,11 @@ def build(
     randomise(model, seed, quiet_ids=[end])
     model.model.encoder.embed_positions.requires_grad_(False)
     with torch.no_grad():
-        # What is heard must count beside what was said.
+        # Output and input embeddings are one: by itself a token is likeliest to follow itself.
         for layer in model.model.decoder.layers:
-            layer.encoder_attn.out_proj.weight *= 2
+            layer.self_attn.out_proj.weight *= 2
+            layer.encoder_attn.out_proj.weight *= 4
+            layer.fc2.weight *= 4
     own = {} if english else {"lang_to_id": {name: ids[name] for name in LANGUAGES}}
     tasks = (
         {} if english else {"task_to_id": {name: ids[f"<|{name}|>"] for name in ("transcribe", "translate")}}

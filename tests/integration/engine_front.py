@@ -30,7 +30,7 @@ from llm_service.engine.messages import (
 )
 from shared.checkpoint import find_checkpoint
 from shared.families import load_family
-from shared.families.base import EncodedItem
+from shared.families.base import AudioClip, EncodedItem, Features, Hears
 from shared.torch_tensors import to_raw
 
 ARENA_BYTES = 1 << 20
@@ -89,8 +89,16 @@ class EngineFront:
         self.asked: list[str] = []
 
     def encode(self, key: str, picture: Image.Image) -> None:
+        """Makes the rows of a picture."""
+        self.encode_features(key, self._preprocessor.preprocess_image(picture, {}))
+
+    def hear(self, key: str, clip: AudioClip) -> None:
+        """Makes the rows of a recording."""
+        assert isinstance(self._preprocessor, Hears)
+        self.encode_features(key, self._preprocessor.preprocess_audio(clip, {}))
+
+    def encode_features(self, key: str, features: Features) -> None:
         """Makes the rows of an item."""
-        features = self._preprocessor.preprocess_image(picture, {})
         (tensors,) = self._tower.encode([features])
         self._items[key] = EncodedItem(
             features.info, {name: to_raw(tensor.clone()) for name, tensor in tensors.items()}
