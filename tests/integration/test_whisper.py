@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from llm_service.engine.messages import EngineStatus, SamplingSettings
+from llm_service.runner.cpu.looking_decoder import CpuLookingDecoder
 from llm_service.runner.load import load_runner
 from llm_service.runner.model_runner import ModelRunner
 from shared.checkpoint import read_checkpoint
@@ -59,11 +60,12 @@ ASKED = [
 class World:
     """One checkpoint, its runner, and the whole model in transformers."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kernels: str = "auto") -> None:
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
         self.folder = folder
-        self.runner: ModelRunner = load_runner(settings_for(folder), lambda fraction, text: None)
+        settings = settings_for(folder, kernels=kernels)
+        self.runner: ModelRunner = load_runner(settings, lambda fraction, text: None)
         layout = load_family(read_checkpoint(folder)).prompt_layout()
         assert isinstance(layout, WritesSpeech)
         self.layout: Any = layout
@@ -141,9 +143,13 @@ def key(number: int) -> str:
     return f"{number:064x}"
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(build(tmp_path_factory.mktemp("whisper")))
+@pytest.fixture(scope="module", params=["auto", "torch"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """On our kernels, and in modeling code."""
+    made = World(build(tmp_path_factory.mktemp("whisper")), request.param)
+    ours = isinstance(made.runner._model, CpuLookingDecoder)
+    assert ours == (request.param == "auto"), "the decoder does not run where it should"
+    return made
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=lambda asked: str(asked.clip))
@@ -236,6 +242,17 @@ def test_only_allowed_tokens_are_chosen(world: World) -> None:
     ids = [world.add(local, Asked(1, ENGLISH), allowed_token_ids=[5, 300, world.end]) for _ in range(2)]
     for tokens in local.run(ids):
         assert set(tokens) <= {5, 300, world.end}
+
+
+def test_blocks_that_hold_rows_and_text(world: World) -> None:
+    """A block size that does not divide a recording's rows: those of its last block are computed again."""
+    settings = settings_for(world.folder, block_size=24)
+    runner = load_runner(settings, lambda fraction, text: None)
+    local = LocalEngine(world.folder, runner, block_size=24, max_model_len=800)
+    for number in range(len(SECONDS)):
+        local.front.hear(key(number), AudioClip(clip(number), RATE))
+    asked = [*ASKED, *ASKED[:3]]
+    assert local.run([world.add(local, one) for one in asked]) == [world.expected(one) for one in asked]
 
 
 def test_english_alone(tmp_path: Path) -> None:
