@@ -81,7 +81,8 @@ def build_qwen_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(_CORPUS, trainer)
-    tokenizer.add_special_tokens([*special_tokens, *named.values()])
+    if named:
+        tokenizer.add_special_tokens([*special_tokens, *named.values()])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=end,

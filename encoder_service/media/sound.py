@@ -91,6 +91,8 @@ def _own_errors() -> Iterator[None]:
         yield
     except PerceptError:
         raise
+    except NoSoundError as found:
+        raise BadMediaError(str(found)) from None
     except MemoryError:
         raise MediaTooLargeError("the recording needs more memory than a decoder may use") from None
     except Exception:
@@ -152,7 +154,8 @@ def resampled(meter: Meter, pieces: Iterator[Piece], sampling_rate: int) -> Piec
     """Mixes pieces (samples, channels) down and brings them to a rate.
 
     Raises:
-        BadMediaError: there are none, or samples that are no numbers.
+        NoSoundError: there are none.
+        BadMediaError: samples that are no numbers.
     """
     changed = (
         None

@@ -12,8 +12,8 @@ LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 MOST_CHANNELS = 64
 
 
-class NoSoundError(BadMediaError):
-    """A file without a sound track, or with an empty one."""
+class NoSoundError(Exception):
+    """A file without a sound track, or with an empty one: no mistake where it is a video."""
 
 
 @dataclass(frozen=True, slots=True)

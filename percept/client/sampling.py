@@ -29,6 +29,7 @@ class SamplingParams:
         frequency_penalty: -2 to 2.
         repetition_penalty: above 0, to 2.
         logit_bias: token id to bias, -100 to 100.
+        allowed_token_ids: the only tokens that may be chosen; all where none is named.
         max_tokens: most tokens to generate; None for what the context leaves.
         min_tokens: fewest tokens before the end.
         stop: strings that end the text.
@@ -48,6 +49,7 @@ class SamplingParams:
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: Sequence[int] = ()
     max_tokens: int | None = None
     min_tokens: int = 0
     stop: str | Sequence[str] = ()
@@ -68,6 +70,7 @@ class SamplingParams:
             frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty,
             logit_bias=dict(self.logit_bias),
+            allowed_token_ids=list(self.allowed_token_ids),
             choice_count=self.n,
         )
 

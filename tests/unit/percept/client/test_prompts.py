@@ -81,6 +81,7 @@ def test_every_parameter_reaches_the_wire() -> None:
         frequency_penalty=0.3,
         repetition_penalty=1.1,
         logit_bias={3: -1.0},
+        allowed_token_ids=[5, 6],
         max_tokens=9,
         min_tokens=2,
         stop="end",
