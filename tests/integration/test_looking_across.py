@@ -117,10 +117,10 @@ def test_one_alone(world: World, parts: Parts) -> None:
 
 
 def test_answers_depend_on_every_picture(world: World) -> None:
-    """Otherwise equality would show nothing."""
-    answers = [world.expected((0, number, "Compare the two.")) for number in range(4)]
-    answers += [world.expected((number, 0, "Compare the two.")) for number in range(1, 4)]
-    assert len({tuple(tokens) for tokens in answers}) > 4
+    """Otherwise equality would show nothing. Their order hardly counts: text looks at a set of rows."""
+    second = {tuple(world.expected((0, number, "Compare the two."))) for number in range(4)}
+    first = {tuple(world.expected((number, 0, "Compare the two."))) for number in range(4)}
+    assert len(second) == len(first) == 4
 
 
 Check = Callable[[EngineStatus], bool]
