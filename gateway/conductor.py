@@ -45,12 +45,14 @@ class Assignment:
         items: the request's media, their bytes at hand.
         affinity: name of the conversation, for the choice of a replica.
         deadline: of the whole request.
+        names: what the request calls the wire's fields; see `to_request_param`.
     """
 
     request: llm_service_pb2.GenerateRequest
     items: Sequence[ResolvedItem]
     affinity: str
     deadline: Deadline
+    names: Mapping[str, str]
 
 
 class _ReplicaRefused(Exception):
@@ -178,7 +180,7 @@ class _Reading:
             self._frames.close()
 
     def _explain(self, error: PerceptError) -> Exception:
-        error.param = to_request_param(error.param, self._assignment.items)
+        error.param = to_request_param(error.param, self._assignment.items, self._assignment.names)
         if not self._started and isinstance(error, UnavailableError | OverloadedError):
             return _ReplicaRefused(error)
         return error

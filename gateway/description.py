@@ -15,6 +15,9 @@ from pydantic import BaseModel
 from gateway.errors import HTTP_FORMS
 from gateway.schemas import ChatCompletionRequest
 
+_BODIES: tuple[type[BaseModel], ...] = (ChatCompletionRequest,)
+"""What routes read by themselves."""
+
 Json = dict[str, Any]
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -65,9 +68,10 @@ def describe(app: FastAPI) -> None:
     def with_bodies() -> Json:
         description = generate()
         schemas = description.setdefault("components", {}).setdefault("schemas", {})
-        schema = ChatCompletionRequest.model_json_schema(ref_template=_REFERENCE)
-        schemas.update(schema.pop("$defs", {}))
-        schemas[ChatCompletionRequest.__name__] = schema
+        for body in _BODIES:
+            schema = body.model_json_schema(ref_template=_REFERENCE)
+            schemas.update(schema.pop("$defs", {}))
+            schemas[body.__name__] = schema
         return description
 
     app.openapi = with_bodies  # type: ignore[method-assign]

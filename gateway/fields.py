@@ -1,4 +1,4 @@
-"""The fields of a chat completion request that are not worked with.
+"""The fields of a request for text that are not worked with.
 
 Some cannot change the answer: they are accepted. Some would change it and are
 not supported: only the value that asks for nothing is accepted. Every other
@@ -8,8 +8,8 @@ fields mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeAlias
 
 from shared.errors import InvalidRequestError
 
@@ -55,7 +55,10 @@ def _is_text_format(value: object) -> bool:
     return value is None or value == {"type": "text"}
 
 
-REFUSED: dict[str, Callable[[object], bool]] = {
+Refused: TypeAlias = Mapping[str, Callable[[object], bool]]
+"""Names, and which of their values ask for nothing."""
+
+REFUSED: Refused = {
     "tools": _is_nothing,
     "tool_choice": _one_of("none", "auto"),
     "functions": _is_nothing,
@@ -99,10 +102,12 @@ REFUSED: dict[str, Callable[[object], bool]] = {
     "vllm_xargs": _is_nothing,
     "repetition_detection": _is_nothing,
 }
-"""Accepted only with a value that asks for nothing."""
+"""Of a chat completion: accepted only with a value that asks for nothing."""
 
 
-def take_supported(body: dict[str, Any], supported: Collection[str]) -> dict[str, Any]:
+def take_supported(
+    body: dict[str, Any], supported: Collection[str], refused: Refused = REFUSED
+) -> dict[str, Any]:
     """Returns the fields of a body that are worked with.
 
     Raises:
@@ -111,7 +116,7 @@ def take_supported(body: dict[str, Any], supported: Collection[str]) -> dict[str
     for name, value in body.items():
         if name in supported or name in INERT:
             continue
-        is_neutral = REFUSED.get(name)
+        is_neutral = refused.get(name)
         if is_neutral is None:
             name = name[:64]
             text = f"Unrecognized request argument supplied: {name}"

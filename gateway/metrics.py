@@ -137,9 +137,12 @@ class Metrics:
 class RequestMeter:
     """Measures one request from its arrival to its end."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, watch: Stopwatch) -> None:
+        """Args:
+        watch: runs since the request's arrival.
+        """
         self._metrics = metrics
-        self._watch = Stopwatch()
+        self._watch = watch
         self._token_latency = metrics.histogram("inter_token_latency_seconds")
         self._last_delta_at: dict[int, float] = {}
         self._choice_count = 1

@@ -14,11 +14,11 @@ from gateway.budget import ByteBudget
 from gateway.conductor import Conductor, LlmSet
 from gateway.encoding import EncoderSet, Encoding
 from gateway.fetch import Fetcher, FetchLimits, Resolver, SourceLimits, resolve
+from gateway.generation_request import GenerationRequest
 from gateway.item_settings import ItemSettings, unknown_names
 from gateway.media import NAMES, MediaResolver
 from gateway.metrics import Metrics
 from gateway.replicas import ReplicaSet
-from gateway.schemas import ChatCompletionRequest
 from gateway.settings import GatewaySettings
 from gateway.version import VERSION
 from protos.encoder.v1 import encoder_service_pb2
@@ -111,7 +111,7 @@ class Gateway:
             raise UnknownModelError(f"The model `{name[:256]}` does not exist.", param="model")
         return name
 
-    def settings_for(self, chat: ChatCompletionRequest) -> ItemSettings:
+    def settings_for(self, request: GenerationRequest) -> ItemSettings:
         """What the items of a request are processed with.
 
         Raises:
@@ -119,8 +119,8 @@ class Gateway:
         """
         facts = facts_of(self.model().family)
         self._tell_of_settings(facts)
-        video = chat.media_io_kwargs.video_values() if chat.media_io_kwargs is not None else None
-        return self._item_rules.for_request(chat.mm_processor_kwargs, video, facts)
+        video = request.media_io_kwargs.video_values() if request.media_io_kwargs is not None else None
+        return self._item_rules.for_request(request.mm_processor_kwargs, video, facts)
 
     def _tell_of_settings(self, facts: FamilyFacts | None) -> None:
         """Says once, as soon as the model is known, which of the server's settings it does not take."""

@@ -1,24 +1,21 @@
 """The OpenAI chat completion request as a strict type.
 
-Knows fields, types and bounds. Does not know the wire contract; the fields that
-are only accepted or refused are in `fields.py`, content parts in `content.py`.
+Knows its fields, types and bounds. Does not know the wire contract; content parts are in
+`content.py`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from gateway.fields import take_supported
-from gateway.media_io import MediaIo
+from gateway.fields import REFUSED
+from gateway.generation_request import GenerationRequest, Strict, parse_request
 from shared.errors import InvalidRequestError
 
 MAX_MESSAGES = 4096
-MAX_STOP_STRINGS = 4
-
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def _check_content(value: object) -> object:
@@ -27,24 +24,11 @@ def _check_content(value: object) -> object:
     raise PydanticCustomError("content_type", "expected text or a list of parts")
 
 
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
 # Unions checked by hand: a union's own errors would name its arms, not the field.
 Content = Annotated[Any, BeforeValidator(_check_content, json_schema_input_type=str | list[Any] | None)]
-StopStrings = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=1024)]],
-    Field(max_length=MAX_STOP_STRINGS),
-    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
-]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class ChatMessage(_Strict):
+class ChatMessage(Strict):
     """One message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -65,65 +49,18 @@ class ChatMessage(_Strict):
     tool_call_id: None = None
 
 
-class StreamOptions(_Strict):
-    """What a streamed answer also says."""
-
-    include_usage: bool | None = False
-    include_obfuscation: bool | None = Field(None, description="Accepted; answers are never padded.")
-    continuous_usage_stats: Literal[False] | None = None
-
-
-class ChatCompletionRequest(_Strict):
+class ChatCompletionRequest(GenerationRequest):
     """Body of POST /v1/chat/completions, without what is only accepted or refused."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    model: Annotated[str, Field(max_length=512)] | None = Field(
-        None, description="A served model name; the main one when absent."
-    )
-    request_id: Annotated[str, Field(max_length=128, pattern=r"^[\x21-\x7e]*$")] | None = None
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=64)] | None = 1
-    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = 0
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    logit_bias: (
-        Annotated[
-            dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
-            Field(max_length=1024),
-        ]
-        | None
-    ) = None
-    stop: StopStrings | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
-    include_stop_str_in_output: bool | None = False
-    ignore_eos: bool | None = False
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = False
-    mm_processor_kwargs: dict[str, Any] | None = Field(
-        None,
-        description="Processor settings of the items, where the server allows it; a name under 'image' or "
-        "'video' is for that modality alone.",
-    )
-    media_io_kwargs: MediaIo | None = Field(None, description="Which frames of videos are taken.")
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise InvalidRequestError(
-                "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
-                param="stream_options",
-            )
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequestError(
                 "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
@@ -134,10 +71,6 @@ class ChatCompletionRequest(_Strict):
                 "'continue_final_message' and 'add_generation_prompt' exclude each other.",
                 param="continue_final_message",
             )
-        most = self.max_token_count
-        if most is not None and (self.min_tokens or 0) > most:
-            text = "'min_tokens' is more than the most tokens allowed."
-            raise InvalidRequestError(text, param="min_tokens")
         return self
 
     @property
@@ -152,45 +85,4 @@ def parse_chat_request(body: object) -> ChatCompletionRequest:
     Raises:
         InvalidRequestError: naming the first mistake and the path of its field.
     """
-    if not isinstance(body, dict):
-        raise InvalidRequestError("The request body must be a JSON object.")
-    fields = take_supported(body, ChatCompletionRequest.model_fields)
-    try:
-        return ChatCompletionRequest.model_validate(fields)
-    except ValidationError as error:
-        raise _first_mistake(error) from None
-
-
-def _first_mistake(error: ValidationError) -> InvalidRequestError:
-    """Only the first mistake, and never its input: answers stay small."""
-    mistake = error.errors(include_url=False, include_input=False, include_context=True)[0]
-    param = _path(mistake["loc"])
-    kind = mistake["type"]
-    if kind == "missing":
-        return InvalidRequestError(
-            f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
-        )
-    if kind == "extra_forbidden":
-        return InvalidRequestError(
-            f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter"
-        )
-    if kind == "literal_error":
-        expected = mistake.get("ctx", {}).get("expected", "another")
-        text = f"Invalid value for '{param}': supported values are: {expected}."
-        return InvalidRequestError(text, param=param, code="invalid_value")
-    code = "invalid_type" if kind.endswith("_type") else "invalid_value"
-    return InvalidRequestError(f"Invalid '{param}': {_lowered(mistake['msg'])}.", param=param, code=code)
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    path = ""
-    for step in location:
-        if isinstance(step, int):
-            path += f"[{step}]"
-        elif step != "[key]":
-            path += f".{step}" if path else step
-    return path[:256]
-
-
-def _lowered(text: str) -> str:
-    return text[:1].lower() + text[1:]
+    return parse_request(body, ChatCompletionRequest, REFUSED)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.content import MediaPart, Part, TextPart, parse_content
+from gateway.generation_request import GenerationRequest
 from gateway.media import ResolvedItem
 from gateway.schemas import ChatCompletionRequest, ChatMessage
 from protos.llm.v1 import llm_service_pb2
@@ -25,16 +26,20 @@ _MAX_MESSAGE_BYTE_COUNT = 4 * 1024 * 1024 - 1024
 _TEMPLATE_ROLES = {"developer": "system"}
 
 # What the LLM service calls the fields that it may refuse.
-_REQUEST_NAMES = {
-    "max_token_count": "max_completion_tokens",
+_COMMON_NAMES = {
     "min_token_count": "min_tokens",
     "stop_strings": "stop",
     "choice_count": "n",
     "include_stop_string": "include_stop_str_in_output",
+}
+CHAT_NAMES: Mapping[str, str] = {
+    **_COMMON_NAMES,
+    "max_token_count": "max_completion_tokens",
     "conversation": "messages",
     "prompt": "messages",
     "media": "messages",
 }
+"""What a chat completion request calls fields of the wire."""
 # What a push of embeddings may be refused for: nothing that a request has.
 _PUSH_FIELDS = frozenset({"header", "chunk", "frame"})
 
@@ -124,8 +129,8 @@ def to_generate_request(
         request_id=request_id,
         conversation=_to_conversation(request, prompt),
         media=[item.item for item in items],
-        sampling=_to_sampling(request),
-        stopping=_to_stopping(request),
+        sampling=to_sampling(request),
+        stopping=to_stopping(request),
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
     if message.ByteSize() > _MAX_MESSAGE_BYTE_COUNT:
@@ -169,7 +174,8 @@ def _to_conversation(request: ChatCompletionRequest, prompt: Prompt) -> llm_serv
     return conversation
 
 
-def _to_sampling(request: ChatCompletionRequest) -> llm_service_pb2.SamplingParameters:
+def to_sampling(request: GenerationRequest) -> llm_service_pb2.SamplingParameters:
+    """How tokens are chosen."""
     return llm_service_pb2.SamplingParameters(
         temperature=request.temperature,
         top_p=request.top_p,
@@ -184,7 +190,8 @@ def _to_sampling(request: ChatCompletionRequest) -> llm_service_pb2.SamplingPara
     )
 
 
-def _to_stopping(request: ChatCompletionRequest) -> llm_service_pb2.StoppingParameters:
+def to_stopping(request: GenerationRequest) -> llm_service_pb2.StoppingParameters:
+    """When an answer ends."""
     return llm_service_pb2.StoppingParameters(
         max_token_count=request.max_token_count,
         min_token_count=request.min_tokens or 0,
@@ -195,8 +202,14 @@ def _to_stopping(request: ChatCompletionRequest) -> llm_service_pb2.StoppingPara
     )
 
 
-def to_request_param(param: str | None, items: Sequence[ResolvedItem]) -> str | None:
-    """Turns a field path of the wire contract into the request's own name for it."""
+def to_request_param(
+    param: str | None, items: Sequence[ResolvedItem], names: Mapping[str, str]
+) -> str | None:
+    """Turns a field path of the wire contract into the request's own name for it.
+
+    Args:
+        names: the request's own names for fields that the wire calls otherwise.
+    """
     if param is None:
         return None
     place = _MEDIA_PLACE.match(param)
@@ -206,4 +219,4 @@ def to_request_param(param: str | None, items: Sequence[ResolvedItem]) -> str | 
     name, bracket, rest = path.partition("[")
     if name.partition(".")[0] in _PUSH_FIELDS:
         return None
-    return _REQUEST_NAMES.get(name, name) + bracket + rest
+    return names.get(name, name) + bracket + rest

@@ -125,7 +125,7 @@ class _Breaking:
 
 async def test_readers_learn_of_whatever_ends_the_writer() -> None:
     conductor = Conductor(_Breaking(), _Breaking())  # type: ignore[arg-type]
-    assignment = Assignment(llm_service_pb2.GenerateRequest(), [], "", Deadline.after(30))
+    assignment = Assignment(llm_service_pb2.GenerateRequest(), [], "", Deadline.after(30), {})
     async with asyncio.timeout(5), conductor.generate(assignment) as frames:
         with pytest.raises(UnavailableError):
             await anext(frames)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from gateway.fields import INERT, REFUSED
+from gateway.generation_request import StreamOptions
 from gateway.item_settings import SettingsRules
 from gateway.media_io import MediaIo, VideoIo
-from gateway.schemas import ChatCompletionRequest, ChatMessage, StreamOptions, parse_chat_request
+from gateway.schemas import ChatCompletionRequest, ChatMessage, parse_chat_request
 from gateway.translate import to_prompt
 from shared.errors import InvalidRequestError
 

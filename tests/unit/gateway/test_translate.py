@@ -9,7 +9,14 @@ import pytest
 from gateway.content import EmbeddingsPart, MediaUrlPart, TextPart, parse_content
 from gateway.media import ResolvedItem
 from gateway.schemas import parse_chat_request
-from gateway.translate import affinity, check_items, to_generate_request, to_prompt, to_request_param
+from gateway.translate import (
+    CHAT_NAMES,
+    affinity,
+    check_items,
+    to_generate_request,
+    to_prompt,
+    to_request_param,
+)
 from protos.llm.v1 import llm_service_pb2
 from protos.media.v1 import media_pb2
 from shared.errors import InvalidRequestError
@@ -90,8 +97,8 @@ def test_names_of_fields_go_back() -> None:
         "media[1].settings": "messages[2].content[1].image_embeds",
         "media[7]": "messages[7]",
     }
-    assert {name: to_request_param(name, items) for name in names} == names
-    assert to_request_param(None, items) is None
+    assert {name: to_request_param(name, items, CHAT_NAMES) for name in names} == names
+    assert to_request_param(None, items, CHAT_NAMES) is None
 
 
 def test_parts_keep_their_order_and_path() -> None:
