@@ -63,17 +63,29 @@ def configured_dtype(checkpoint: Checkpoint) -> str | None:
 
 
 def tensor_files(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Returns the file of each tensor of a checkpoint by the tensor's name.
+    """Returns the file of each tensor of a checkpoint by the tensor's name, its own tensors last.
 
     Raises:
         InvalidRequestError: no safetensors, or an index that does not fit the folder.
     """
-    index = checkpoint.folder / INDEX_FILE
+    found: dict[str, Path] = {}
+    for folder in (*checkpoint.further, checkpoint.folder):
+        found |= _files_in(folder)
+    return found
+
+
+def has_tensors(folder: Path) -> bool:
+    """Says whether a folder holds safetensors."""
+    return (folder / INDEX_FILE).is_file() or (folder / WEIGHTS_FILE).is_file()
+
+
+def _files_in(folder: Path) -> dict[str, Path]:
+    index = folder / INDEX_FILE
     if index.is_file():
         return _indexed_files(index)
-    single = checkpoint.folder / WEIGHTS_FILE
+    single = folder / WEIGHTS_FILE
     if not single.is_file():
-        raise InvalidRequestError(f"{checkpoint.folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
+        raise InvalidRequestError(f"{folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
     return dict.fromkeys(names_in(single), single)
 
 

@@ -57,6 +57,8 @@ class Loaded:
         Raises:
             RuntimeError: a weight of it is not in the checkpoint, or the other way round.
         """
+        if self._model is None and self.overrides.load_model is not None:
+            self._model = self.overrides.load_model(self.folder).eval()
         if self._model is None:
             import transformers
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from shared.kernels.blocks import BlockWeights
     from shared.kernels.library import Team
+    from shared.kernels.masked_block import MaskedBlock
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class AudioEncoder:
         self._config = module.config
         self._by_segments = False
         self._on_kernels = False
+        self._masked_blocks: list[MaskedBlock] = []
 
     def use_segments(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Makes every layer attend in one call to all clips, where the device has a kernel for it."""
@@ -51,6 +53,7 @@ class AudioEncoder:
     def use_kernels(self, team: Team) -> bool:
         """See `Tower`. The layers; convolutions stay with torch."""
         from shared.kernels.blocks import KernelBlock, Workspace, obstacle
+        from shared.kernels.masked_block import MaskedBlock
 
         layers: list[Any] = list(self._module.layers)
         reason = obstacle(layers, self._config.activation_function)
@@ -61,6 +64,7 @@ class AudioEncoder:
         for layer in layers:
             weights = block_weights(layer, self._config.activation_function, team)
             layer.forward = KernelBlock(weights, workspace).run_segments
+            self._masked_blocks.append(MaskedBlock(weights, team))
         self._on_kernels = True
         return True
 
@@ -79,9 +83,45 @@ class AudioEncoder:
 
         with torch.inference_mode():
             starts = [self._started(clip, count) for clip, count in zip(clips, counts, strict=True)]
-            if self._by_segments or self._on_kernels:
+            if starts and (self._by_segments or self._on_kernels):
                 return self._together(starts)
             return [self._through(rows[None])[0] for rows in starts]
+
+    def masked_rows(self, clip: torch.Tensor, sees: torch.Tensor) -> torch.Tensor:
+        """Runs one clip through convolutions and layers where not every row sees all others.
+
+        Args:
+            clip: as for `rows`.
+            sees: bool (count, count), which rows each row attends to, at least one.
+
+        Returns:
+            (count, width), before any norm.
+        """
+        import torch
+
+        with torch.inference_mode():
+            rows = self._started(clip, len(sees))
+            sees = sees.to(rows.device)
+            if not self._on_kernels:
+                return self._masked_by_torch(rows, sees)
+            for block in self._masked_blocks:
+                rows = block(rows, sees)
+            return rows
+
+    def _masked_by_torch(self, rows: torch.Tensor, sees: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        mask = torch.zeros(sees.shape, dtype=rows.dtype, device=rows.device)
+        mask = mask.masked_fill(~sees, torch.finfo(rows.dtype).min)[None, None]
+        # Kernels for segments take no mask.
+        chosen, self._config._attn_implementation = self._config._attn_implementation, "sdpa"
+        try:
+            rows = rows[None]
+            for layer in self._module.layers:
+                rows = layer(rows, mask)
+        finally:
+            self._config._attn_implementation = chosen
+        return rows[0]
 
     def _started(self, clip: torch.Tensor, count: int) -> torch.Tensor:
         """Rows (count, width) as they enter the first layer."""

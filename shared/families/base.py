@@ -361,8 +361,11 @@ class Checkpoint:
         folder: local folder with config.json and safetensors.
         config: config.json as it stands.
         generation_config: generation_config.json, or {}.
+        further: folders of other repositories whose tensors are the checkpoint's too; of
+            tensors that both hold, the checkpoint's own count.
     """
 
     folder: Path
     config: dict[str, Any]
     generation_config: dict[str, Any] = field(default_factory=dict)
+    further: tuple[Path, ...] = ()

@@ -291,6 +291,15 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         notes="Large pictures in tiles; the times of frames are in the prompt.",
     ),
     FamilyFacts(
+        "ultravox",
+        "ultravox:UltravoxFamily",
+        ("fixie-ai/ultravox-v0_5-llama-3_2-1b", "fixie-ai/ultravox-v0_5-llama-3_1-8b"),
+        modalities=("audio",),
+        embedding_fields={"audio": EmbeddingFields(("audio_embeds",))},
+        notes="Recordings of any length; repositories that its config.json names are looked for inside its"
+        " folder, beside it and on the hub.",
+    ),
+    FamilyFacts(
         "whisper",
         "whisper:WhisperFamily",
         ("openai/whisper-large-v3-turbo", "openai/whisper-small", "openai/whisper-tiny.en"),

@@ -20,6 +20,8 @@ class OracleOverrides:
 
     Attributes:
         auto_class: transformers' class that loads the whole model.
+        load_model: folder -> whole model, float32, where transformers has no class of it; it must
+            refuse a checkpoint with a missing or unknown weight.
         load_processor: folder -> processor, in the place of `AutoProcessor` with
             its image processor on the PIL backend.
         make_inputs: (processor, text, pictures, videos, arguments) -> the model's
@@ -41,6 +43,7 @@ class OracleOverrides:
     """
 
     auto_class: str = "AutoModelForImageTextToText"
+    load_model: Callable[[Path], Any] | None = None
     load_processor: Callable[[Path], Any] | None = None
     make_inputs: Callable[..., Mapping[str, Any]] | None = None
     image_features: Callable[[Any, Mapping[str, Any]], Any] | None = None

@@ -67,6 +67,7 @@ class EngineFront:
     """The front's side of one engine, whatever carries the messages.
 
     Attributes:
+        preprocessor: the checkpoint's.
         reports: token reports by sequence.
         ended: sequences that the engine has let go of.
         others: all messages but step reports and questions for rows, in order.
@@ -75,7 +76,7 @@ class EngineFront:
     def __init__(self, folder: Path, arena: EmbeddingArena, send: Callable[[ToEngine], None]) -> None:
         family = load_family(find_checkpoint(str(folder)))
         self._layout = family.prompt_layout()
-        self._preprocessor = family.preprocessor()
+        self.preprocessor = family.preprocessor()
         self._tower = family.tower(torch.device("cpu"), torch.float32)
         self._arena = arena
         self._send = send
@@ -90,12 +91,12 @@ class EngineFront:
 
     def encode(self, key: str, picture: Image.Image) -> None:
         """Makes the rows of a picture."""
-        self.encode_features(key, self._preprocessor.preprocess_image(picture, {}))
+        self.encode_features(key, self.preprocessor.preprocess_image(picture, {}))
 
     def hear(self, key: str, clip: AudioClip) -> None:
         """Makes the rows of a recording."""
-        assert isinstance(self._preprocessor, Hears)
-        self.encode_features(key, self._preprocessor.preprocess_audio(clip, {}))
+        assert isinstance(self.preprocessor, Hears)
+        self.encode_features(key, self.preprocessor.preprocess_audio(clip, {}))
 
     def encode_features(self, key: str, features: Features) -> None:
         """Makes the rows of an item."""
@@ -130,6 +131,7 @@ class EngineFront:
             sampling=sampling or SamplingSettings(),
             stopping=StoppingSettings(max_token_count, stop_token_ids=list(stop_token_ids)),
             arrival=float(sequence_id),
+            variant=prompt.variant,
         )
         self._send(message)
         return sequence_id
