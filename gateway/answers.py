@@ -18,7 +18,7 @@ _FINISH_REASONS = {
     llm_service_pb2.FINISH_REASON_LENGTH: "length",
 }
 # JSON has no infinity; OpenAI writes an impossible token's logprob like this.
-_LEAST_LOGPROB = -9999.0
+LEAST_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class ChunkWriter:
     def finish(self, finish: llm_service_pb2.Finish) -> Iterator[Json]:
         """The chunk that ends a choice."""
         chunk = self._chunk(finish.choice_index, {})
-        chunk["choices"][0].update(_ending(finish))
+        chunk["choices"][0].update(ending(finish))
         yield chunk
 
     def usage(self, usage: llm_service_pb2.Usage) -> Iterator[Json]:
@@ -102,7 +102,7 @@ class AnswerCollector:
         choice.logprobs.extend(to_logprob(entry) for entry in delta.logprobs)
 
     def finish(self, finish: llm_service_pb2.Finish) -> None:
-        self._choices[finish.choice_index].ending = _ending(finish)
+        self._choices[finish.choice_index].ending = ending(finish)
 
     def whole(self, usage: llm_service_pb2.Usage) -> Json:
         """The answer object."""
@@ -124,7 +124,8 @@ class AnswerCollector:
         }
 
 
-def _ending(finish: llm_service_pb2.Finish) -> Json:
+def ending(finish: llm_service_pb2.Finish) -> Json:
+    """Why a choice ended, and what stopped it."""
     stopped_by = finish.WhichOneof("stopped_by")
     return {
         "finish_reason": _FINISH_REASONS.get(finish.reason, "stop"),
@@ -150,7 +151,7 @@ def to_logprob(entry: llm_service_pb2.TokenLogprob) -> Json:
 def _alternative(token: llm_service_pb2.TokenLogprob.Alternative) -> Json:
     return {
         "token": token.text,
-        "logprob": max(token.logprob, _LEAST_LOGPROB),
+        "logprob": max(token.logprob, LEAST_LOGPROB),
         "bytes": list(token.raw),
     }
 

@@ -88,6 +88,29 @@ class Conductor:
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
 
+    async def text_of(self, token_ids: Sequence[int], deadline: Deadline, names: Mapping[str, str]) -> str:
+        """The text of tokens, special ones left out, from any LLM service.
+
+        Args:
+            names: see `Assignment`.
+
+        Raises:
+            PerceptError: a token is unknown, or nobody answers.
+        """
+        request = llm_service_pb2.DetokenizeRequest(token_ids=token_ids)
+        fault: PerceptError = UnavailableError("No LLM service is ready.")
+        for replica in by_load("", self._llms.serving):
+            try:
+                with replica.in_use(), typed_failures("LLM", replica):
+                    answer = await replica.stub.Detokenize(request, timeout=deadline.remaining_s())
+                return answer.text
+            except (UnavailableError, OverloadedError) as error:
+                fault = error
+            except PerceptError as error:
+                error.param = to_request_param(error.param, (), names)
+                raise
+        raise fault
+
     def _let_end(self, running: asyncio.Task[None]) -> None:
         """The answer is whole, and nobody waits for the call's status: it comes soon, or is not awaited."""
         timer = asyncio.get_running_loop().call_later(_ENDING_S, running.cancel)

@@ -94,6 +94,29 @@ def parse_content(content: str | list[Any], param: str) -> list[Part]:
     return [_parse_part(part, f"{param}[{index}]") for index, part in enumerate(content)]
 
 
+def parse_medium(value: object, modality: ModalityName, param: str) -> MediaPart:
+    """Returns the item that stands for a medium of a known modality: its URL, {"url": URL},
+    {"data": BASE64}, or {"image_embeds": ...} and what else belongs to embeddings.
+
+    Raises:
+        InvalidRequestError: it is nothing of this; its path is the param.
+    """
+    if isinstance(value, str):
+        value = {"url": value}
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"Invalid type for '{param}': expected a URL or an object.", param=param)
+    if f"{modality}_embeds" in value:
+        return _embeddings(f"{modality}_embeds", value, param)
+    if "data" in value:
+        return _data(value, modality, param)
+    _check_keys(value, {"url", "detail"}, param)
+    _check_detail(value.get("detail"), f"{param}.detail")
+    url = _text(value.get("url"), f"{param}.url")
+    if not url:
+        raise InvalidRequestError(f"Invalid '{param}': the URL is empty.", param=param)
+    return MediaUrlPart(modality, url, param)
+
+
 def _parse_part(part: object, param: str) -> Part:
     if isinstance(part, str):
         return TextPart(part)
@@ -164,20 +187,29 @@ def _parse_audio(part: Mapping[str, Any], param: str) -> Part:
         if value is None:
             raise InvalidRequestError(f"Missing required parameter: '{path}'.", param=path)
         raise InvalidRequestError(f"Invalid type for '{path}': expected an object.", param=path)
+    return _data(value, "audio", path)
+
+
+def _data(value: Mapping[str, Any], modality: ModalityName, path: str) -> MediaUrlPart:
+    """A file as base64."""
     _check_keys(value, {"data", "format"}, path)
     form = value.get("format")
     if form is not None and not (isinstance(form, str) and len(form) <= _MAX_FORMAT_LENGTH):
         raise InvalidRequestError(f"Invalid value for '{path}.format'.", param=f"{path}.format")
     data = _text(value.get("data"), f"{path}.data")
     url = data if is_data_url(data) else f"data:;base64,{data}"
-    return MediaUrlPart("audio", url, f"{path}.data")
+    return MediaUrlPart(modality, url, f"{path}.data")
 
 
 def _parse_embeddings(kind: str, part: Mapping[str, Any], param: str) -> Part:
     _check_keys(part, {"type", kind}, param)
     path = f"{param}.{kind}"
     value = part.get(kind)
-    fields = {kind: value} if isinstance(value, str) else value
+    return _embeddings(kind, {kind: value} if isinstance(value, str) else value, path)
+
+
+def _embeddings(kind: str, fields: object, path: str) -> EmbeddingsPart:
+    """Named tensors; `kind` says of what."""
     if not isinstance(fields, dict) or not fields:
         raise InvalidRequestError(
             f"Invalid type for '{path}': expected base64 text, or an object of named tensors.", param=path

@@ -12,10 +12,11 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from gateway.completion_schema import CompletionRequest
 from gateway.errors import HTTP_FORMS
 from gateway.schemas import ChatCompletionRequest
 
-_BODIES: tuple[type[BaseModel], ...] = (ChatCompletionRequest,)
+_BODIES: tuple[type[BaseModel], ...] = (ChatCompletionRequest, CompletionRequest)
 """What routes read by themselves."""
 
 Json = dict[str, Any]

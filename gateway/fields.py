@@ -105,6 +105,15 @@ REFUSED: Refused = {
 """Of a chat completion: accepted only with a value that asks for nothing."""
 
 
+COMPLETION_REFUSED: Refused = {
+    **{name: neutral for name, neutral in REFUSED.items() if name not in ("best_of", "echo")},
+    "suffix": _one_of(""),
+    "prompt_embeds": _is_nothing,
+    "add_special_tokens": _one_of(True),
+}
+"""Of a completion likewise."""
+
+
 def take_supported(
     body: dict[str, Any], supported: Collection[str], refused: Refused = REFUSED
 ) -> dict[str, Any]:

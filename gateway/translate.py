@@ -25,15 +25,16 @@ _MAX_MESSAGE_BYTE_COUNT = 4 * 1024 * 1024 - 1024
 # templates know the older name only.
 _TEMPLATE_ROLES = {"developer": "system"}
 
-# What the LLM service calls the fields that it may refuse.
-_COMMON_NAMES = {
+COMMON_NAMES: Mapping[str, str] = {
     "min_token_count": "min_tokens",
     "stop_strings": "stop",
     "choice_count": "n",
     "include_stop_string": "include_stop_str_in_output",
 }
+"""What requests call fields that the LLM service may refuse."""
+
 CHAT_NAMES: Mapping[str, str] = {
-    **_COMMON_NAMES,
+    **COMMON_NAMES,
     "max_token_count": "max_completion_tokens",
     "conversation": "messages",
     "prompt": "messages",
@@ -44,6 +45,8 @@ CHAT_NAMES: Mapping[str, str] = {
 _PUSH_FIELDS = frozenset({"header", "chunk", "frame"})
 
 
+# Characters of a prompt that name it, where no message does.
+_HEAD_LENGTH = 512
 _MEDIA_PLACE = re.compile(r"media\[([0-9]{1,4})\]")
 
 
@@ -133,19 +136,37 @@ def to_generate_request(
         stopping=to_stopping(request),
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
+    return checked_size(message, max_model_len, "messages")
+
+
+def checked_size(
+    message: llm_service_pb2.GenerateRequest, max_model_len: int, param: str
+) -> llm_service_pb2.GenerateRequest:
+    """Returns the message.
+
+    Args:
+        param: what of the request is to blame for its size.
+
+    Raises:
+        ContextLengthError: it is larger than any message may be.
+    """
     if message.ByteSize() > _MAX_MESSAGE_BYTE_COUNT:
         raise ContextLengthError(
-            f"This model's maximum context length is {max_model_len} tokens. However, your messages have "
+            f"This model's maximum context length is {max_model_len} tokens. However, your {param} have "
             f"{message.ByteSize()} bytes of text.",
-            param="messages",
+            param=param,
         )
     return message
 
 
 def affinity(request: llm_service_pb2.GenerateRequest) -> str:
     """Names a conversation: equal for every turn of one, so that a turn finds the
-    prefix that the turn before left in a replica's cache."""
+    prefix that the turn before left in a replica's cache. A prompt is named by how it begins."""
     digest = hashlib.sha256()
+    if not request.HasField("conversation"):
+        head = request.text[:_HEAD_LENGTH], request.token_ids.ids[: _HEAD_LENGTH // 4]
+        digest.update(repr((*(item.key for item in request.media[:1]), *head)).encode())
+        return digest.hexdigest()
     for message in request.conversation.messages:
         for part in message.parts:
             is_text = part.HasField("text")

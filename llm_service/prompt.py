@@ -16,6 +16,7 @@ from llm_service.bounded_encoding import encode_bounded
 from llm_service.chat_template import ChatMessage, ChatTemplate
 from llm_service.context_length import COUNTED_CONTEXTS, check_countable, check_length
 from llm_service.conversation import media_indexes, message_part, protected, turn_end
+from llm_service.encoder_prompt import EncoderPrompts
 from llm_service.item_writer import ItemWriter, placeholder_ids
 from llm_service.laid_out_prompt import LaidOutPrompt
 from llm_service.side_thread import SideThread
@@ -99,6 +100,7 @@ class PromptBuilder:
         ids = placeholder_ids(tokenizer, layout, item_limits)
         self._writer = ItemWriter(tokenizer, layout, ids) if isinstance(layout, WritesItems) else None
         self._modality_of_id = {token_id: modality for modality, token_id in ids.items()}
+        self._encoder_prompts = EncoderPrompts(layout, self._modality_of_id)
         self._speech = (
             SpeechPrompts(layout, self._modality_of_id) if isinstance(layout, WritesSpeech) else None
         )
@@ -120,19 +122,19 @@ class PromptBuilder:
         items = self._items(request.media)
         if request.token_times:
             raise InvalidRequestError("this model does not tell when tokens are heard", param="token_times")
-        render = self._renderer(request, [item.modality for item in items], max_model_len)
+        modalities = [item.modality for item in items]
+        self._encoder_prompts.check(request)
+        render = self._renderer(request, modalities, max_model_len)
 
         def tokenize() -> Prompt:
             rendered = render()
-            if isinstance(rendered, list):
-                return Prompt(rendered, items)
-            token_ids = encode_bounded(
-                self.tokenizer,
-                rendered.pieces,
-                max_model_len,
-                lambda count: check_length(count, max_model_len, at_least=True),
-            )
-            return Prompt(token_ids, items, rendered.pieces)
+            pieces = None if isinstance(rendered, list) else rendered.pieces
+            token_ids = rendered if isinstance(rendered, list) else self._encoded(rendered, max_model_len)
+            if request.HasField("encoder_prompt"):
+                # Of two prompts there is no one text any more.
+                encoder_ids = self._encoder_ids(request.encoder_prompt, max_model_len)
+                token_ids, pieces = self._encoder_prompts.joined(encoder_ids, token_ids, modalities), None
+            return Prompt(token_ids, items, pieces)
 
         short = request.ByteSize() <= _SHORT_BYTES
         prompt = tokenize() if short else await self.in_thread(tokenize)
@@ -143,6 +145,25 @@ class PromptBuilder:
             prompt = replace(prompt, items=self._in_order(prompt.token_ids, items))
         self._check_tokens(prompt.token_ids, prompt.items)
         return prompt
+
+    def _encoded(self, rendered: RenderedText, max_model_len: int) -> list[int]:
+        return encode_bounded(
+            self.tokenizer,
+            rendered.pieces,
+            max_model_len,
+            lambda count: check_length(count, max_model_len, at_least=True),
+        )
+
+    def _encoder_ids(self, prompt: pb.RawPrompt, max_model_len: int) -> list[int]:
+        """An encoder prompt's tokens; of a text without what begins and ends it."""
+        if prompt.HasField("token_ids"):
+            check_length(len(prompt.token_ids.ids), max_model_len)
+            return self._checked_ids(prompt.token_ids.ids, "encoder_prompt")
+        if not prompt.text:
+            return []
+        # Behind an empty piece, as what begins a prompt is then known: it is dropped.
+        token_ids = self._encoded(RenderedText(["", prompt.text]), max_model_len)
+        return token_ids[len(self.tokenizer.encode("")) :]
 
     @staticmethod
     def _as_speech(
@@ -309,13 +330,13 @@ class PromptBuilder:
             for message in conversation.messages
         ]
 
-    def _checked_ids(self, ids: Sequence[int]) -> list[int]:
+    def _checked_ids(self, ids: Sequence[int], param: str = "token_ids") -> list[int]:
         for index, token_id in enumerate(ids):
             known = 0 <= token_id < self._vocabulary_size or token_id in self._modality_of_id
             if not known:
                 raise InvalidRequestError(
                     f"token id {token_id} is not in the vocabulary of {self._vocabulary_size}",
-                    param=f"token_ids[{index}]",
+                    param=f"{param}[{index}]",
                 )
         return list(ids)
 

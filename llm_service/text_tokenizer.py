@@ -6,6 +6,7 @@ processor gives. Does not know chat templates or media.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,7 @@ class TextTokenizer:
         text does not begin with it, as in Hugging Face processors. Nothing is put
         around a prompt by a tokenizer that ends every text.
         """
-        begin = self.hf.bos_token
-        adds_begin = self._adds_special_tokens and not (begin and text.startswith(begin))
+        adds_begin = self._adds_special_tokens and not self._has_begin(text)
         return self._encode_batch([text], adds_begin)[0]
 
     def encode_pieces(self, pieces: Sequence[str], *, begins_prompt: bool = True) -> list[int]:
@@ -91,6 +91,15 @@ class TextTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
         return str(self.backend.decode(list(token_ids), skip_special_tokens=True))
+
+    def _has_begin(self, text: str) -> bool:
+        """Whether the begin token comes first, other special tokens aside: pictures may stand first."""
+        begin = self.hf.bos_token
+        place = text.find(begin) if begin else -1
+        if place <= 0:
+            return place == 0
+        special = "|".join(map(re.escape, self._special_tokens))
+        return re.fullmatch(f"(?:{special})+", text[:place]) is not None
 
     def _ends_texts(self) -> bool:
         """Whether it is made for whole answers: it puts an end token behind every text.

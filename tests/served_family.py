@@ -21,7 +21,7 @@ from protos.llm.v1.llm_service_pb2_grpc import LlmServiceStub
 from shared.checkpoint import read_checkpoint
 from shared.errors import PerceptError
 from shared.families import load_family
-from tests.asking import audio_part, template_messages, user, video_part
+from tests.asking import audio_part, data_url, template_messages, user, video_part
 from tests.families import main_modality
 from tests.families.case import FamilyCase
 from tests.items import features_of, item
@@ -129,12 +129,42 @@ class ServedFamily:
                 extra_body={"min_tokens": tokens},
             )
 
+    async def completion(
+        self, prompt: Any, media: Sequence[Media], tokens: int, **fields: Any
+    ) -> openai.types.Completion:
+        """The greedy continuation of a raw prompt, `tokens` long."""
+        async with openai.AsyncOpenAI(
+            base_url=f"{self.stack.url}/v1", api_key="none", max_retries=0, timeout=TIMEOUT_S
+        ) as client:
+            data = {"multi_modal_data": multi_modal_data(media)} if media else {}
+            return await client.completions.create(
+                model="tiny",
+                prompt=prompt,
+                temperature=0,
+                max_tokens=tokens,
+                logprobs=0,
+                extra_body={"min_tokens": tokens, **data, **fields},
+            )
+
+    async def check_completion(
+        self, answer: openai.types.Completion, asked: Question, name: str, tokens: int
+    ) -> None:
+        """Fails where the continuation of the oracle's own prompt is not the oracle's."""
+        await self._check(_pieces(answer), answer.usage, asked, name, tokens)
+
     async def check(self, answer: Any, asked: Question, name: str, tokens: int) -> None:
         """Fails where the answer is not the oracle's, and says what differs: the prompt or the numbers."""
+        (choice,) = answer.choices
+        pieces = [bytes(token.bytes) for token in choice.logprobs.content]
+        await self._check(pieces, answer.usage, asked, name, tokens)
+
+    async def _check(
+        self, pieces: Sequence[bytes], usage: Any, asked: Question, name: str, tokens: int
+    ) -> None:
         expected = self.expected(asked, name, tokens)
-        found = self.token_ids(answer, expected.new_ids)
+        found = self.token_ids(pieces, expected.new_ids)
         in_front = self.case.rows_in_front * len(asked.media)
-        same_length = answer.usage.prompt_tokens == in_front + len(expected.prompt_ids)
+        same_length = usage.prompt_tokens == in_front + len(expected.prompt_ids)
         if found == expected.new_ids and same_length:
             return
         try:
@@ -147,24 +177,23 @@ class ServedFamily:
             f"\nfamily {self.case.model_type}, question {name!r}\n"
             f"tokens, services: {found}\n"
             f"tokens, oracle:   {expected.new_ids}\n"
-            f"prompt, services: {answer.usage.prompt_tokens} tokens, laid out again: {ours}\n"
+            f"prompt, services: {usage.prompt_tokens} tokens, laid out again: {ours}\n"
             f"prompt, oracle:   {len(expected.prompt_ids)} tokens: {expected.prompt_ids}\n"
             f"{verdict}\n"
             f"text, oracle: {expected.text!r}",
             pytrace=False,
         )
 
-    def token_ids(self, answer: Any, likely: Sequence[int]) -> list[int]:
-        """Ids of an answer's tokens by their bytes; of several ids with the same bytes the likely one.
+    def token_ids(self, pieces: Sequence[bytes], likely: Sequence[int]) -> list[int]:
+        """Ids of tokens by their bytes; of several ids with the same bytes the likely one.
 
         A row of padding beyond the vocabulary has no bytes: -1 where that is not likely.
         """
-        (choice,) = answer.choices
         found = []
-        for index, token in enumerate(choice.logprobs.content):
+        for index, piece in enumerate(pieces):
             expected = likely[index] if index < len(likely) else -1
-            ids = self._ids_by_bytes.get(bytes(token.bytes), [-1])
-            fits = expected in ids or (not token.bytes and expected >= len(self._tokenizer))
+            ids = self._ids_by_bytes.get(piece, [-1])
+            fits = expected in ids or (not piece and expected >= len(self._tokenizer))
             found.append(expected if fits else ids[0])
         return found
 
@@ -189,6 +218,31 @@ class ServedFamily:
         if has_videos or token_ids == front.tokenizer.encode(expected.text):
             return front.lay_out(expected.text, infos).token_ids
         return front.layout.expand(token_ids, infos).token_ids
+
+
+def multi_modal_data(media: Sequence[Media]) -> dict[str, list[Any]]:
+    """Items as completion requests have them."""
+    data: dict[str, list[Any]] = {}
+    for one in media:
+        if isinstance(one, Video):
+            heard = (one.sound.samples, one.sound.rate) if one.sound is not None else None
+            data.setdefault("video", []).append(video_part(one.frames, one.fps, heard)["video_url"])
+        elif isinstance(one, Recording):
+            data.setdefault("audio", []).append(audio_part(one.samples, one.rate)["input_audio"])
+        else:
+            data.setdefault("image", []).append(data_url(one))
+    return data
+
+
+def _pieces(answer: openai.types.Completion) -> list[bytes]:
+    """The bytes of each token of a completion."""
+    (choice,) = answer.choices
+    assert choice.logprobs is not None and choice.logprobs.tokens is not None
+    kind = "bytes:"
+    return [
+        bytes.fromhex(name.removeprefix(kind).replace("\\x", "")) if name.startswith(kind) else name.encode()
+        for name in choice.logprobs.tokens
+    ]
 
 
 def _conversation(messages: Sequence[Mapping[str, Any]]) -> llm_service_pb2.Conversation:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.families.base import ExpandedPrompt, MediaInfo, Modality, Span
+from shared.families.encoder_prompts import check_reads_no_text
 from shared.families.mrope import check_placeholder_count
 
 PLACEHOLDER = "<|image|>"
@@ -62,6 +63,11 @@ class MllamaLayout:
         text = np.arange(len(token_ids), dtype=np.int64)
         positions = np.concatenate([np.zeros(ahead, np.int64), text])[np.newaxis]
         return ExpandedPrompt([self.token_id] * ahead + list(token_ids), spans, positions, len(token_ids))
+
+    def joined(self, encoder_ids: Sequence[int], decoder_ids: Sequence[int]) -> list[int]:
+        """See `TakesEncoderPrompt`."""
+        check_reads_no_text(encoder_ids)
+        return list(decoder_ids)
 
 
 def pictures_seen(

@@ -13,6 +13,7 @@ import numpy as np
 
 from shared.errors import InvalidRequestError
 from shared.families.base import Checkpoint, ExpandedPrompt, MediaInfo, Modality, Span
+from shared.families.encoder_prompts import check_reads_no_text
 from shared.families.looking import padding_behind
 from shared.families.token_rules import SpeechTask, TimestampRule, TokenRules
 
@@ -120,6 +121,11 @@ class WhisperLayout:
         spans = [Span(0, 0, rows)] if media else []
         tokens = [self.vocabulary_size] * ahead + list(token_ids)
         return ExpandedPrompt(tokens, spans, positions, len(token_ids))
+
+    def joined(self, encoder_ids: Sequence[int], decoder_ids: Sequence[int]) -> list[int]:
+        """See `TakesEncoderPrompt`. An empty decoder prompt begins as the model does."""
+        check_reads_no_text(encoder_ids)
+        return list(decoder_ids) or [self.start_id]
 
     def speech_prompt(self, task: SpeechTask) -> tuple[str, str]:
         """See `WritesSpeech`. A language that is not said is left to `rules`."""

@@ -16,7 +16,10 @@ import openai
 import pytest
 
 from percept import AsyncClient, Embeddings, SamplingParams
+from shared.checkpoint import read_checkpoint
+from shared.families import load_family
 from shared.families.catalogue import Modality
+from shared.families.writes_speech import WritesSpeech
 from tests.asking import frame_list_part, user
 from tests.embedding_parts import encode, part_from
 from tests.families import all_cases, main_modality, takes
@@ -89,6 +92,36 @@ async def test_all_at_once_and_each_again(served: ServedFamily) -> None:
             # All whole blocks of the prompt but the last: its last token is computed again.
             found = again.usage.prompt_tokens_details.cached_tokens
             assert found >= (again.usage.prompt_tokens - 1) // BLOCK * BLOCK - BLOCK, name
+
+
+async def test_prompts_in_the_models_own_format(served: ServedFamily) -> None:
+    """The oracle's own prompts, with one placeholder for each item, through /v1/completions, all at once."""
+    asked = questions_for(served.case)
+    texts = {name: served.expected(one, name, TOKENS).text for name, one in asked.items()}
+    answers = await asyncio.gather(
+        *(served.completion(texts[name], one.media, TOKENS) for name, one in asked.items())
+    )
+    for (name, one), answer in zip(asked.items(), answers, strict=True):
+        await served.check_completion(answer, one, name, TOKENS)
+
+
+async def test_placeholders_without_items_and_items_without_placeholders(served: ServedFamily) -> None:
+    modality = main_modality(served.case)
+    layout = load_family(read_checkpoint(served.folder)).prompt_layout()
+    placeholder = layout.placeholder_text(modality)
+    shown = [item(served.case, 1), item(served.case, 2, 1)]
+    speech = isinstance(layout, WritesSpeech)
+    for text, media in (
+        (f"{placeholder} what is it?", []),
+        (f"{placeholder} what is it?", shown),
+        # Where the recording stands in front of all text, a placeholder means nothing.
+        *([] if speech else [(f"{placeholder}{placeholder} what is it?", shown[:1]), ("what?", shown[:1])]),
+    ):
+        with pytest.raises(
+            openai.BadRequestError, match="one recording" if speech else "holders for"
+        ) as caught:
+            await served.completion(text, media, TOKENS)
+        assert caught.value.param == "multi_modal_data"
 
 
 async def test_the_same_prompt_with_another_item_is_no_hit(served: ServedFamily) -> None:

@@ -83,6 +83,7 @@ class GenerateRequest(_message.Message):
     STOPPING_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     TOKEN_TIMES_FIELD_NUMBER: _builtins.int
+    ENCODER_PROMPT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Served model name, or empty for the one that is served."""
     request_id: _builtins.str
@@ -128,6 +129,14 @@ class GenerateRequest(_message.Message):
     def stopping(self) -> Global___StoppingParameters:
         """When to stop."""
 
+    @_builtins.property
+    def encoder_prompt(self) -> Global___RawPrompt:
+        """With `text` or `token_ids`, for models with an encoder that looks at the items
+        or reads text (Whisper, Llama 3.2 Vision): the other prompt, which `text` or
+        `token_ids` is the decoder's of, and that may then be empty. Refused by models
+        with one prompt.
+        """
+
     def __init__(
         self,
         *,
@@ -142,10 +151,11 @@ class GenerateRequest(_message.Message):
         stopping: Global___StoppingParameters | None = ...,
         top_logprobs: _builtins.int | None = ...,
         token_times: _builtins.bool = ...,
+        encoder_prompt: Global___RawPrompt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "conversation", b"conversation", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "top_logprobs", b"top_logprobs", "transcription", b"transcription"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "conversation", b"conversation", "encoder_prompt", b"encoder_prompt", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "top_logprobs", b"top_logprobs", "transcription", b"transcription"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "conversation", b"conversation", "media", b"media", "model", b"model", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "token_times", b"token_times", "top_logprobs", b"top_logprobs", "transcription", b"transcription"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "conversation", b"conversation", "encoder_prompt", b"encoder_prompt", "media", b"media", "model", b"model", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "token_times", b"token_times", "top_logprobs", b"top_logprobs", "transcription", b"transcription"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
     _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015
@@ -157,6 +167,34 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class RawPrompt(_message.Message):
+    """A prompt in the model's own format."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Text; special tokens in it are special."""
+    @_builtins.property
+    def token_ids(self) -> Global___TokenIds: ...
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        token_ids: Global___TokenIds | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "token_ids"]  # noqa: Y015
+    _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
+
+Global___RawPrompt: _TypeAlias = RawPrompt  # noqa: Y015
 
 @_typing.final
 class Transcription(_message.Message):

@@ -218,6 +218,65 @@ async def test_a_begin_token_is_not_doubled() -> None:
     assert without.token_ids[0] == builder.tokenizer.hf.bos_token_id
 
 
+async def test_a_begin_token_behind_a_picture_is_not_doubled() -> None:
+    builder = builder_of("llava parts")
+    begin = builder.tokenizer.hf.bos_token_id
+    for text, count in (("<image><s>the circle", 1), ("<image>the circle", 1), ("the <s>circle", 2)):
+        prompt = await builder.build(pb.GenerateRequest(text=text, media=images(text.count("<image>"))), 4096)
+        assert prompt.token_ids.count(begin) == count, text
+    assert prompt.token_ids[0] == begin
+
+
+class TwoPrompts(OnePlaceholder):
+    """The layout of a model whose encoder reads text."""
+
+    def joined(self, encoder_ids: Any, decoder_ids: Any) -> list[int]:
+        return [*encoder_ids, 0, *decoder_ids]
+
+
+def reading_builder() -> PromptBuilder:
+    tokenizer = TextTokenizer(build_llama_tokenizer())
+    layout = TwoPrompts("<image>", tokenizer.backend.token_to_id("<image>"))
+    return PromptBuilder(tokenizer, layout, None, {"image": 2}, len(tokenizer))
+
+
+async def test_two_prompts_are_joined_by_the_layout() -> None:
+    builder = reading_builder()
+    encode = builder.tokenizer.encode
+    begin, said, wanted = encode("")[0], encode("the circle")[1:], encode("a square")
+    for encoder in (
+        pb.RawPrompt(text="the circle"),
+        pb.RawPrompt(token_ids=pb.TokenIds(ids=said)),
+    ):
+        request = pb.GenerateRequest(text="a square", encoder_prompt=encoder)
+        assert (await builder.build(request, 4096)).token_ids == [*said, 0, *wanted]
+    empty = pb.GenerateRequest(text="", encoder_prompt=pb.RawPrompt())
+    assert (await builder.build(empty, 4096)).token_ids == [0, begin]
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (pb.GenerateRequest(text="<image>", media=images(1), encoder_prompt=pb.RawPrompt(text="<image>" * 2)),
+         "encoder_prompt"),
+        (pb.GenerateRequest(text="a", encoder_prompt=pb.RawPrompt(token_ids=pb.TokenIds(ids=[3, -1]))),
+         "encoder_prompt[1]"),
+        (pb.GenerateRequest(transcription=pb.Transcription(), encoder_prompt=pb.RawPrompt()),
+         "encoder_prompt"),
+        (pb.GenerateRequest(text="a", encoder_prompt=pb.RawPrompt(text="a word " * 5000)), "prompt"),
+    ],
+)  # fmt: skip
+async def test_two_prompts_that_do_not_go_together(request_: pb.GenerateRequest, param: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        await reading_builder().build(request_, 512)
+    assert caught.value.param == param
+
+
+async def test_a_model_with_one_prompt_refuses_two() -> None:
+    request = pb.GenerateRequest(text="a", encoder_prompt=pb.RawPrompt(text="b"))
+    assert (await refusal("qwen", request)).param == "encoder_prompt"
+
+
 @pytest.mark.parametrize(
     ("request_", "param"),
     [
