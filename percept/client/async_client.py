@@ -154,6 +154,42 @@ class AsyncClient:
         return collector.answer
 
     @overload
+    async def complete(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        stream: Literal[False] = False,
+        timeout_s: float | None = None,
+    ) -> Answer: ...
+
+    @overload
+    async def complete(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        stream: Literal[True],
+        timeout_s: float | None = None,
+    ) -> DeltaStream: ...
+
+    async def complete(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        stream: bool = False,
+        timeout_s: float | None = None,
+    ) -> Answer | DeltaStream:
+        """See `Client.complete`; the stream is an asynchronous iterator."""
+        deadline = self._deadline(timeout_s)
+        chosen = sampling or SamplingParams()
+        request, items = await asyncio.to_thread(build_prompt, prompt, chosen, self._model)
+        if stream:
+            return self._streamed(request, items, deadline)
+        return await self._collect(request, items, deadline)
+
+    @overload
     async def chat(
         self,
         messages: Sequence[Message],
@@ -203,8 +239,13 @@ class AsyncClient:
         request = new_request(sampling or SamplingParams(), self._model)
         request.conversation.CopyFrom(conversation)
         request.media.extend(item.wire for item in items)
-        if not stream:
-            return await self._collect(request, items, deadline)
+        if stream:
+            return self._streamed(request, items, deadline)
+        return await self._collect(request, items, deadline)
+
+    def _streamed(
+        self, request: llm_service_pb2.GenerateRequest, items: Sequence[Item], deadline: Deadline
+    ) -> DeltaStream:
         return DeltaStream(
             AnswerCollector(request),
             lambda receive: self._conducting.generate(request, items, deadline, receive),

@@ -144,6 +144,47 @@ class Client:
         )
 
     @overload
+    def complete(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        stream: Literal[False] = False,
+        timeout_s: float | None = None,
+    ) -> Answer: ...
+
+    @overload
+    def complete(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        stream: Literal[True],
+        timeout_s: float | None = None,
+    ) -> Iterator[Delta]: ...
+
+    def complete(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        stream: bool = False,
+        timeout_s: float | None = None,
+    ) -> Answer | Iterator[Delta]:
+        """Continues one prompt in the model's own format, whole or piece by piece.
+
+        Args:
+            prompt: as in `generate`; or {"encoder_prompt": PROMPT, "decoder_prompt": PROMPT} for
+                encoder-decoder models, the media in the former.
+            stream: returns an iterator over what comes; leaving it early cancels the request.
+        """
+        if not stream:
+            return self._run(self._client.complete(prompt, sampling, timeout_s=timeout_s))
+        return self._iterate(
+            self._run(self._client.complete(prompt, sampling, stream=True, timeout_s=timeout_s))
+        )
+
+    @overload
     def chat(
         self,
         messages: Sequence[Message],

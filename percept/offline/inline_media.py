@@ -1,6 +1,7 @@
 """Media that requests name by relative paths, put into them as data.
 
-Knows which fields of OpenAI's parts name media. Reads nothing outside its folder.
+Knows which fields of OpenAI's parts name media, and `multi_modal_data` of prompts. Reads
+nothing outside its folder.
 """
 
 from __future__ import annotations
@@ -75,6 +76,35 @@ def _places(body: Json) -> Iterator[tuple[str, Callable[[str], None], bool]]:
             if isinstance(value, str) and value.endswith(_EMBEDDINGS_SUFFIX):
                 yield value, _putting(part, name), False
 
+    for data in _multi_modal_data(body):
+        for modality, given in data.items():
+            if isinstance(given, list):
+                for index, value in enumerate(given):
+                    yield from _item(value, given, index)
+            else:
+                yield from _item(given, data, modality)
+
+
+def _item(value: Any, holder: Any, key: Any) -> Iterator[tuple[str, Callable[[str], None], bool]]:
+    """The path of an item, which is a URL or an object with one or with embeddings."""
+    if isinstance(value, dict):
+        for name, field in value.items():
+            if name in _EMBEDDINGS and isinstance(field, str) and field.endswith(_EMBEDDINGS_SUFFIX):
+                yield field, _putting(value, name), False
+        value, holder, key = value.get("url"), value, "url"
+    if is_relative(value):
+        yield value, _putting(holder, key), True
+
+
+def _multi_modal_data(body: Mapping[str, Any]) -> Iterator[Json]:
+    """Wherever a prompt of a completion has its media: beside it, in it, in its encoder's part."""
+    prompts = body.get("prompt")
+    for holder in (body, *(prompts if isinstance(prompts, list) else [prompts])):
+        if isinstance(holder, dict):
+            for place in (holder, holder.get("encoder_prompt")):
+                if isinstance(place, dict) and isinstance(place.get("multi_modal_data"), dict):
+                    yield place["multi_modal_data"]
+
 
 def _parts(body: Mapping[str, Any]) -> Iterator[Json]:
     messages = body.get("messages")
@@ -85,7 +115,7 @@ def _parts(body: Mapping[str, Any]) -> Iterator[Json]:
                 yield part
 
 
-def _putting(holder: Json, key: str) -> Callable[[str], None]:
+def _putting(holder: Any, key: Any) -> Callable[[str], None]:
     def put(text: str) -> None:
         holder[key] = text
 

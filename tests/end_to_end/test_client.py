@@ -93,6 +93,9 @@ def test_several_pictures_and_none(client: Client, reference: ReferenceModel) ->
     images = [picture(72), picture(73, (60, 140)), picture(74)]
     assert asked(client, images, text_about(3)) == expected(reference, text_about(3), *images)
     (answer,) = client.generate("the circle is", GREEDY)
+    assert client.complete("the circle is", GREEDY).text == answer.text
+    pieces = client.complete("the circle is", GREEDY, stream=True)
+    assert "".join(delta.text for delta in pieces) == answer.text
     assert answer.outputs[0].token_ids == expected(reference, "the circle is")
 
 

@@ -62,6 +62,19 @@ async def test_a_picture_goes_to_the_encoder_and_never_to_the_llm() -> None:
         assert encoder.encoded == [key]
 
 
+async def test_one_prompt_whole_and_streamed() -> None:
+    llm, encoder = ScriptedLlm(), ScriptedEncoder()
+    two = {"encoder_prompt": PICTURE, "decoder_prompt": "go on"}
+    async with services([llm], [encoder]) as client:
+        for prompt in ("hello", PICTURE, two):
+            assert (await client.complete(prompt)).text == "Hello!"
+            stream = await client.complete(prompt, SamplingParams(seed=3), stream=True)
+            assert "".join([delta.text async for delta in stream]) == stream.answer.text == "Hello!"
+    assert [request.text for request in llm.requests[::2]] == ["hello", "<image>", "go on"]
+    assert llm.requests[-1].encoder_prompt.text == "<image>"
+    assert llm.requests[-1].sampling.seed == 3
+
+
 async def test_what_is_asked_for_again_is_delivered_again() -> None:
     llm, encoder = ScriptedLlm(ask_twice=True), ScriptedEncoder(pause_s=0.05)
     async with services([llm], [encoder]) as client:

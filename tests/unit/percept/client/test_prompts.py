@@ -44,6 +44,27 @@ def test_text_tokens_and_media() -> None:
     assert request.media[2].modality == media_pb2.MODALITY_VIDEO
 
 
+def test_an_encoders_and_a_decoders_prompt() -> None:
+    request, items = build_prompt(
+        {
+            "encoder_prompt": {"prompt": "<image>", "multi_modal_data": {"image": PIXELS}},
+            "decoder_prompt": {"prompt_token_ids": [5]},
+            "mm_processor_kwargs": {"num_crops": 4},
+        },
+        SamplingParams(),
+        "",
+    )
+    assert request.encoder_prompt.text == "<image>"
+    assert list(request.token_ids.ids) == [5]
+    assert [(item.param, item.wire.settings) for item in items] == [
+        ("encoder_prompt.multi_modal_data.image", '{"num_crops":4}')
+    ]
+    request, _ = build_prompt({"encoder_prompt": "read", "decoder_prompt": None}, SamplingParams(), "")
+    assert (request.encoder_prompt.text, request.WhichOneof("prompt"), request.text) == ("read", "text", "")
+    request, _ = build_prompt({"decoder_prompt": "on"}, SamplingParams(), "")
+    assert (request.HasField("encoder_prompt"), request.text) == (True, "on")
+
+
 def test_an_empty_list_of_tokens_is_not_text() -> None:
     request, _ = build_prompt({"prompt_token_ids": []}, SamplingParams(), "")
     assert request.WhichOneof("prompt") == "token_ids"
@@ -56,6 +77,10 @@ def test_an_empty_list_of_tokens_is_not_text() -> None:
         ({}, "prompt"),
         ({"prompt": 3}, "prompt"),
         ({"prompt": "a", "cache_salt": "b"}, "cache_salt"),
+        ({"encoder_prompt": 3}, "encoder_prompt"),
+        ({"encoder_prompt": {"multi_modal_data": {"image": 3}}}, "encoder_prompt.multi_modal_data.image"),
+        ({"decoder_prompt": {"multi_modal_data": {}}}, "multi_modal_data"),
+        ({"prompt": "a", "decoder_prompt": "b"}, "prompt"),
         ({"prompt": "a", "multi_modal_data": [PIXELS]}, "multi_modal_data"),
         ({"prompt": "a", "multi_modal_data": {"images": PIXELS}}, "multi_modal_data.images"),
         ({"prompt": "a", "media_io_kwargs": {"image": {}}}, "media_io_kwargs.image"),

@@ -46,6 +46,30 @@ def test_paths_become_data(folder: Path) -> None:
     assert parts[4] == {"type": "text", "text": "a.png"}
 
 
+def test_paths_in_prompts_become_data(folder: Path) -> None:
+    def asked(picture: str, video: str, rows: str) -> list[dict[str, Any]]:
+        data = {"image": [picture, {"image_embeds": rows}], "video": {"url": video}}
+        return [
+            {"prompt": "x", "multi_modal_data": data},
+            {"prompt": {"prompt": "x", "multi_modal_data": data}},
+            {"prompt": ["x", {"encoder_prompt": {"multi_modal_data": data}, "decoder_prompt": "x"}]},
+            {"encoder_prompt": {"multi_modal_data": data}},
+        ]
+
+    picture = "data:image/png;base64," + base64.b64encode(b"picture").decode()
+    video = "data:video/mp4;base64," + base64.b64encode(b"video").decode()
+    right = asked(picture, video, base64.b64encode(b"rows").decode())
+    media = MediaFolder(folder)
+    for index in range(len(right)):
+        given = asked("a.png", "deep/b.mp4", "c.safetensors")[index]
+        media.check(given)
+        media.inline(given)
+        assert given == right[index]
+    with pytest.raises(ValueError, match="leads out"):
+        media.check({"prompt": "x", "multi_modal_data": {"image": "../secret"}})
+    media.check({"prompt": 5, "multi_modal_data": {"image": 5, "video": [None, {}]}})
+
+
 @pytest.mark.parametrize(
     "url",
     ["data:,a", "http://host/a.png", "HTTPS://host/a.png", "file:///tmp/a.png", "/tmp/a.png", "", None, 3],
