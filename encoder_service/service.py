@@ -31,6 +31,7 @@ from encoder_service.media.worker import WorkerLimits
 from encoder_service.priority import yield_to_others
 from encoder_service.servicer import EncoderServicer, Parts, ServedModel
 from encoder_service.settings import EncoderSettings
+from encoder_service.splitting import Splitting
 from encoder_service.upload import MODALITIES, UploadRules
 from protos.encoder.v1 import encoder_service_pb2, encoder_service_pb2_grpc
 from shared.checkpoint import configured_dtype, find_checkpoint
@@ -139,7 +140,7 @@ async def _started_parts(
     delivery = Delivery(settings.llm)
     stack.push_async_callback(delivery.close)
     admission = Admission(settings.max_pending_items, settings.max_pending_payload_mib * _MIB)
-    return Parts(admission, encodings, delivery, cache, batcher, pool), encoder
+    return Parts(admission, encodings, delivery, cache, batcher, pool, Splitting(pool)), encoder
 
 
 def _worker_limits(settings: EncoderSettings, modalities: Collection[Modality]) -> WorkerLimits:

@@ -22,23 +22,28 @@ from encoder_service.delivery import Delivery, tensor_chunks
 from encoder_service.encoding import Encoding, Encodings
 from encoder_service.media.messages import Job
 from encoder_service.media.pool import WorkerPool
+from encoder_service.splitting import Splitting
 from encoder_service.upload import (
     FORMS,
     NAMES,
     EncodeHeader,
     EncodeRequest,
+    SplitAudioRequest,
     UploadRules,
     receive_header,
     receive_payload,
+    receive_split_header,
 )
 from protos.encoder.v1 import encoder_service_pb2, encoder_service_pb2_grpc
 from shared.content_key import content_key
+from shared.encode_call import CHUNK_BYTE_COUNT
 from shared.errors import InvalidRequestError
 from shared.rpc.interceptor import remaining_s
 from shared.telemetry import Stopwatch
 from shared.wire import header_to_wire, info_to_wire
 
 EncodeResponse = encoder_service_pb2.EncodeResponse
+SplitAudioResponse = encoder_service_pb2.SplitAudioResponse
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -61,6 +66,7 @@ class Parts:
     cache: EmbeddingCache
     batcher: Batcher
     pool: WorkerPool
+    splitting: Splitting
 
 
 class EncoderServicer(encoder_service_pb2_grpc.EncoderServiceServicer):
@@ -97,6 +103,21 @@ class EncoderServicer(encoder_service_pb2_grpc.EncoderServiceServicer):
             else:
                 async for frame in _returned(header.item.key, encoding):
                     yield frame
+
+    async def SplitAudio(
+        self, request_iterator: AsyncIterator[SplitAudioRequest], context: Context
+    ) -> AsyncIterator[SplitAudioResponse]:
+        """Cuts one recording: see the contract in encoder_service.proto."""
+        header = await receive_split_header(request_iterator)
+        self._rules.check_recording(header)
+        with self._parts.admission.permit(header.byte_count):
+            yield SplitAudioResponse(accepted=encoder_service_pb2.Accepted(payload_wanted=True))
+            payload = await receive_payload(request_iterator, header.byte_count)
+            async with self._parts.splitting.split(payload) as recording:
+                yield SplitAudioResponse(pieces=recording.layout())
+                for file in recording.files():
+                    for start in range(0, len(file), CHUNK_BYTE_COUNT):
+                        yield SplitAudioResponse(chunk=file[start : start + CHUNK_BYTE_COUNT])
 
     async def GetModel(
         self, request: encoder_service_pb2.GetModelRequest, context: Context

@@ -25,6 +25,8 @@ _MAX_SETTINGS_LENGTH = 4 * 1024
 
 EncodeRequest = encoder_service_pb2.EncodeRequest
 EncodeHeader = encoder_service_pb2.EncodeHeader
+SplitAudioRequest = encoder_service_pb2.SplitAudioRequest
+SplitAudioHeader = encoder_service_pb2.SplitAudioHeader
 
 MODALITIES: dict[Modality, media_pb2.Modality.ValueType] = {
     "image": media_pb2.MODALITY_IMAGE,
@@ -60,14 +62,32 @@ class UploadRules:
             UnknownModelError, UnsupportedMediaError, MediaTooLargeError,
             InvalidRequestError.
         """
-        if header.model and header.model not in self.models:
-            raise UnknownModelError(f"the model {header.model[:200]} is not served here", param="model")
+        self._check_model(header.model)
         self._check_item(header.item)
-        if header.byte_count < 1:
+        self._check_size(header.byte_count)
+
+    def check_recording(self, header: SplitAudioHeader) -> None:
+        """Refuses a recording to be cut before it is sent.
+
+        Raises:
+            UnknownModelError, UnsupportedMediaError, MediaTooLargeError,
+            InvalidRequestError.
+        """
+        self._check_model(header.model)
+        if media_pb2.MODALITY_AUDIO not in self.modalities:
+            raise UnsupportedMediaError("the model takes no audio", param="header")
+        self._check_size(header.byte_count)
+
+    def _check_model(self, model: str) -> None:
+        if model and model not in self.models:
+            raise UnknownModelError(f"the model {model[:200]} is not served here", param="model")
+
+    def _check_size(self, byte_count: int) -> None:
+        if byte_count < 1:
             raise InvalidRequestError("byte_count is at least 1", param="byte_count")
-        if header.byte_count > self.max_byte_count:
+        if byte_count > self.max_byte_count:
             raise MediaTooLargeError(
-                f"the payload has {header.byte_count} bytes; at most {self.max_byte_count} are accepted"
+                f"the payload has {byte_count} bytes; at most {self.max_byte_count} are accepted"
             )
 
     def _check_item(self, item: media_pb2.MediaItem) -> None:
@@ -95,10 +115,29 @@ async def receive_header(frames: AsyncIterator[EncodeRequest]) -> EncodeHeader:
         if frame.WhichOneof("frame") == "header":
             return frame.header
         break
-    raise InvalidRequestError("the first frame is the header", param="header")
+    raise _no_header()
 
 
-async def receive_payload(frames: AsyncIterator[EncodeRequest], byte_count: int) -> bytes:
+async def receive_split_header(frames: AsyncIterator[SplitAudioRequest]) -> SplitAudioHeader:
+    """Reads the first frame.
+
+    Raises:
+        InvalidRequestError: it is no header, or there is none.
+    """
+    async for frame in frames:
+        if frame.WhichOneof("frame") == "header":
+            return frame.header
+        break
+    raise _no_header()
+
+
+def _no_header() -> InvalidRequestError:
+    return InvalidRequestError("the first frame is the header", param="header")
+
+
+async def receive_payload(
+    frames: AsyncIterator[EncodeRequest] | AsyncIterator[SplitAudioRequest], byte_count: int
+) -> bytes:
     """Reads chunks until the caller half-closes.
 
     A payload that breaks the rules is read to its end, though not kept, before it
@@ -130,7 +169,7 @@ async def receive_payload(frames: AsyncIterator[EncodeRequest], byte_count: int)
     return b"".join(chunks)
 
 
-def _fault_of(frame: EncodeRequest) -> str | None:
+def _fault_of(frame: EncodeRequest | SplitAudioRequest) -> str | None:
     if frame.WhichOneof("frame") != "chunk":
         return "after the header only chunks follow"
     if len(frame.chunk) > MAX_CHUNK_BYTE_COUNT:

@@ -19,7 +19,7 @@ from gateway.auth import KeyCheck
 from gateway.description import describe
 from gateway.errors import error_object, error_response, json_response
 from gateway.parts import Gateway
-from gateway.routes import chat, completions, models, system
+from gateway.routes import audio, chat, completions, models, system
 from gateway.version import VERSION
 from shared.errors import PerceptError
 
@@ -49,7 +49,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     )
     app.state.gateway = gateway
     describe(app)
-    for router in (chat.router, completions.router, models.router, system.router):
+    for router in (chat.router, completions.router, audio.router, models.router, system.router):
         app.include_router(router)
     app.add_exception_handler(PerceptError, _on_typed)
     app.add_exception_handler(HTTPException, _on_http)

@@ -1,4 +1,4 @@
-"""Reads a request's JSON body under limits.
+"""Reads a request's body under limits: JSON, or piece by piece for others.
 
 Knows HTTP bodies and JSON. Does not know what a body means.
 """
@@ -6,6 +6,7 @@ Knows HTTP bodies and JSON. Does not know what a body means.
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
@@ -24,6 +25,33 @@ CLOSE = "close"
 """Key in a request's scope's state, set where its connection cannot be used again."""
 
 
+class Sink(Protocol):
+    """Takes a body piece by piece."""
+
+    def take(self, chunk: bytes) -> None:
+        """Takes the next piece.
+
+        Raises:
+            PerceptError: the body cannot be what it should be, or breaks a limit.
+        """
+        ...
+
+    def clear(self) -> None:
+        """Lets go of what it took: the body is refused."""
+        ...
+
+
+class _Whole:
+    def __init__(self) -> None:
+        self.body = bytearray()
+
+    def take(self, chunk: bytes) -> None:
+        self.body += chunk
+
+    def clear(self) -> None:
+        self.body.clear()
+
+
 async def read_json(request: Request, max_byte_count: int, holding: Holding) -> object:
     """Returns the parsed JSON body.
 
@@ -35,7 +63,9 @@ async def read_json(request: Request, max_byte_count: int, holding: Holding) -> 
         ClientDisconnect: the client left before the body was complete.
     """
     _check_content_type(request.headers.get("content-type", ""))
-    body = await _read(request, max_byte_count, holding)
+    whole = _Whole()
+    await read_into(whole, request, max_byte_count, holding)
+    body = bytes(whole.body)
     if len(body) <= _INLINE_SIZE:
         return _parse(body)
     return await asyncio.to_thread(_parse, body)
@@ -49,27 +79,35 @@ def _check_content_type(content_type: str) -> None:
         )
 
 
-async def _read(request: Request, max_byte_count: int, holding: Holding) -> bytes:
+async def read_into(sink: Sink, request: Request, max_byte_count: int, holding: Holding) -> None:
+    """Reads the body to its end.
+
+    Raises:
+        MediaTooLargeError: the body is over the limit; checked while it arrives.
+        OverloadedError: all requests together hold too many bytes.
+        ClientDisconnect: the client left before the body was complete.
+        PerceptError: the sink's own.
+    """
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > max_byte_count:
         await _discard(request)
         raise _too_large(max_byte_count)
-    body = bytearray()
+    count = 0
     more = True
     while more:
         chunk, more = await _next_chunk(request)
+        count += len(chunk)
         try:
-            if len(body) + len(chunk) > max_byte_count:
+            if count > max_byte_count:
                 raise _too_large(max_byte_count)
             holding.take_body(len(chunk))
+            sink.take(chunk)
         except PerceptError:
-            body.clear()
+            sink.clear()
             holding.drop_body()
             if more:
                 await _discard(request)
             raise
-        body += chunk
-    return bytes(body)
 
 
 async def _next_chunk(request: Request) -> tuple[bytes, bool]:

@@ -15,11 +15,14 @@ from pydantic import BaseModel
 from gateway.completion_schema import CompletionRequest
 from gateway.errors import HTTP_FORMS
 from gateway.schemas import ChatCompletionRequest
+from gateway.transcription_form import TranscriptionRequest
 
-_BODIES: tuple[type[BaseModel], ...] = (ChatCompletionRequest, CompletionRequest)
+_BODIES: tuple[type[BaseModel], ...] = (ChatCompletionRequest, CompletionRequest, TranscriptionRequest)
 """What routes read by themselves."""
 
 Json = dict[str, Any]
+
+_FILE = {"type": "string", "format": "binary", "description": "The recording."}
 
 _REFERENCE = "#/components/schemas/{model}"
 
@@ -54,6 +57,26 @@ ANSWER_RESPONSE: dict[int | str, Json] = {
         },
     }
 }
+
+
+TRANSCRIPT_RESPONSE: dict[int | str, Json] = {
+    200: {
+        "description": "The transcript in the form that was asked for, whole or as server-sent events.",
+        "content": {
+            "application/json": {"schema": {"type": "object", "required": ["text", "usage"]}},
+            "text/plain": {"schema": {"type": "string"}},
+            "text/vtt": {"schema": {"type": "string"}},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+}
+
+
+def form_body(model: type[BaseModel]) -> Json:
+    """The description of a form with a file that a route reads by itself."""
+    file = {"type": "object", "required": ["file"], "properties": {"file": _FILE}}
+    schema = {"allOf": [{"$ref": _REFERENCE.format(model=model.__name__)}, file]}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 
 def json_body(model: type[BaseModel]) -> Json:

@@ -1,22 +1,24 @@
-"""Has one item encoded and delivered, on whichever encoder replica can.
+"""Has one item encoded and delivered, or one recording cut, on whichever encoder replica can.
 
-Knows the `Encode` call and when another replica is worth a try. Does not know
-why the item is needed.
+Knows the `Encode` and `SplitAudio` calls and when another replica is worth a try. Does not know
+why.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from gateway.budget import Take
 from gateway.item_settings import request_path
 from gateway.media import ResolvedItem
 from gateway.metrics import Stages
 from gateway.replicas import Replica, ReplicaSet, typed_failures
 from protos.encoder.v1 import encoder_service_pb2
 from shared.deadline import Deadline
-from shared.encode_call import converse
+from shared.encode_call import RecordingPiece, converse, split
 from shared.errors import (
     InternalError,
     InvalidRequestError,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 EncoderReplica: TypeAlias = "Replica[EncoderServiceAsyncStub, encoder_service_pb2.GetModelResponse]"
 EncoderSet: TypeAlias = "ReplicaSet[EncoderServiceAsyncStub, encoder_service_pb2.GetModelResponse]"
+
+T = TypeVar("T")
 
 _MAX_ROUNDS = 8
 _FIRST_PAUSE_S = 0.05
@@ -57,22 +61,31 @@ class Encoding:
             PerceptError: the item is bad (its part's path is the param), every replica
                 is full, or none was there for long enough.
         """
-        pause_s = _FIRST_PAUSE_S
-        fault: PerceptError = UnavailableError("No encoder service is ready.")
-        for _ in range(_MAX_ROUNDS):
-            refused = False
-            for replica in by_preference(item.item.key, self._encoders.serving):
-                try:
-                    return await self._encode(replica, item, delivery_address, deadline)
-                except OverloadedError as error:
-                    refused, fault = True, error
-                except UnavailableError as error:
-                    fault = error
-            if refused:
-                break
-            await asyncio.sleep(min(pause_s * random.uniform(0.5, 1.5), deadline.remaining_s()))
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        raise fault
+
+        async def attempt(replica: EncoderReplica) -> None:
+            await self._encode(replica, item, delivery_address, deadline)
+
+        await _on_one_of(self._encoders, item.item.key, deadline, attempt)
+
+    async def split(self, payload: bytes, key: str, deadline: Deadline, take: Take) -> list[RecordingPiece]:
+        """Cuts a recording into pieces that the model hears at once.
+
+        Args:
+            key: of the recording, for the choice of a replica.
+            take: told of the bytes that are about to be kept.
+
+        Raises:
+            PerceptError: the recording is bad, or no replica could cut it; see `deliver`.
+        """
+
+        async def attempt(replica: EncoderReplica) -> list[RecordingPiece]:
+            with replica.in_use(), typed_failures("encoder", replica):
+                pieces = await _read_pieces(replica, payload, deadline, take)
+            if not pieces:
+                raise UnavailableError("the encoder service ended the stream early")
+            return pieces
+
+        return await _on_one_of(self._encoders, key, deadline, attempt)
 
     async def _encode(
         self, replica: EncoderReplica, item: ResolvedItem, delivery_address: str, deadline: Deadline
@@ -93,6 +106,31 @@ class Encoding:
             observe("decode", trailer.decode_seconds, modality)
             observe("encode", trailer.encode_seconds, modality)
         observe("transfer", trailer.transfer_seconds, modality)
+
+
+async def _on_one_of(
+    encoders: EncoderSet,
+    key: str,
+    deadline: Deadline,
+    attempt: Callable[[EncoderReplica], Awaitable[T]],
+) -> T:
+    """Tries the replicas in the order of `key`; see `Encoding.deliver`."""
+    pause_s = _FIRST_PAUSE_S
+    fault: PerceptError = UnavailableError("No encoder service is ready.")
+    for _ in range(_MAX_ROUNDS):
+        refused = False
+        for replica in by_preference(key, encoders.serving):
+            try:
+                return await attempt(replica)
+            except OverloadedError as error:
+                refused, fault = True, error
+            except UnavailableError as error:
+                fault = error
+        if refused:
+            break
+        await asyncio.sleep(min(pause_s * random.uniform(0.5, 1.5), deadline.remaining_s()))
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+    raise fault
 
 
 def _blaming(error: PerceptError, item: ResolvedItem) -> PerceptError:
@@ -131,3 +169,13 @@ async def _read_trailer(
     finally:
         call.cancel()
     return trailer
+
+
+async def _read_pieces(
+    replica: EncoderReplica, payload: bytes, deadline: Deadline, take: Take
+) -> list[RecordingPiece]:
+    call = replica.stub.SplitAudio(timeout=deadline.remaining_s())
+    try:
+        return await split(call, payload, take)
+    finally:
+        call.cancel()

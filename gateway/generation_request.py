@@ -120,10 +120,10 @@ def parse_request(body: object, request: type[RequestT], refused: Refused) -> Re
     try:
         return request.model_validate(fields)
     except ValidationError as error:
-        raise _first_mistake(error) from None
+        raise first_mistake(error) from None
 
 
-def _first_mistake(error: ValidationError) -> InvalidRequestError:
+def first_mistake(error: ValidationError) -> InvalidRequestError:
     """Only the first mistake, and never its input: answers stay small."""
     mistake = error.errors(include_url=False, include_input=False, include_context=True)[0]
     param = _path(mistake["loc"])

@@ -164,6 +164,15 @@ def _field_bytes(value: str | list[object], max_byte_count: int) -> bytes:
     return decode_base64(value, max_byte_count) if isinstance(value, str) else to_json(value)
 
 
+def recording_item(payload: bytes, settings: ItemSettings, param: str) -> ResolvedItem:
+    """A recording whose bytes are at hand.
+
+    Args:
+        param: what errors call it.
+    """
+    return _file_item(payload, MediaUrlPart("audio", "", param), settings)
+
+
 def _file_item(payload: bytes, part: MediaUrlPart, settings: ItemSettings) -> ResolvedItem:
     text = settings.texts.get(part.modality, "")
     return _item(payload, media_pb2.MEDIA_FORM_FILE, part, text, own_settings=settings.from_request)

@@ -15,7 +15,7 @@ from gateway.conductor import Conductor, LlmSet
 from gateway.encoding import EncoderSet, Encoding
 from gateway.fetch import Fetcher, FetchLimits, Resolver, SourceLimits, resolve
 from gateway.generation_request import GenerationRequest
-from gateway.item_settings import ItemSettings, unknown_names
+from gateway.item_settings import ItemSettings, Values, unknown_names
 from gateway.media import NAMES, MediaResolver
 from gateway.metrics import Metrics
 from gateway.replicas import ReplicaSet
@@ -73,7 +73,8 @@ class Gateway:
         )
         self._item_rules = settings.item_settings
         self._told_of_settings = False
-        self.conductor = Conductor(self.llms, Encoding(self.encoders, self.metrics))
+        self.encoding = Encoding(self.encoders, self.metrics)
+        self.conductor = Conductor(self.llms, self.encoding)
 
     async def start(self) -> None:
         """Looks for the services; they may still be loading."""
@@ -117,10 +118,17 @@ class Gateway:
         Raises:
             InvalidRequestError: settings that the server or the model does not take.
         """
+        video = request.media_io_kwargs.video_values() if request.media_io_kwargs is not None else None
+        return self._settled(request.mm_processor_kwargs, video)
+
+    def server_settings(self) -> ItemSettings:
+        """What items are processed with where a request says nothing about it."""
+        return self._settled(None, None)
+
+    def _settled(self, processor: Values | None, video: Values | None) -> ItemSettings:
         facts = facts_of(self.model().family)
         self._tell_of_settings(facts)
-        video = request.media_io_kwargs.video_values() if request.media_io_kwargs is not None else None
-        return self._item_rules.for_request(request.mm_processor_kwargs, video, facts)
+        return self._item_rules.for_request(processor, video, facts)
 
     def _tell_of_settings(self, facts: FamilyFacts | None) -> None:
         """Says once, as soon as the model is known, which of the server's settings it does not take."""

@@ -114,6 +114,11 @@ class GatewaySettings(ServiceSettings):
         description="Longest time that a client may take nothing of its answer, in seconds; then its "
         "connection is closed.",
     )
+    max_parallel_pieces: int = Field(
+        8,
+        ge=1,
+        description="Pieces of one long recording that are transcribed at once; the others wait.",
+    )
     max_concurrent_requests: int = Field(
         512,
         ge=1,

@@ -1,4 +1,4 @@
-"""The caller's side of an `Encode` call: header, `accepted`, payload, then what comes back.
+"""The caller's side of `Encode` and `SplitAudio`: header, `accepted`, payload, then what comes back.
 
 Knows the order of the frames. Does not know which service is called nor why.
 """
@@ -6,7 +6,8 @@ Knows the order of the frames. Does not know which service is called nor why.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import grpc
@@ -21,6 +22,25 @@ EncodeCall: TypeAlias = (
 )
 
 
+SplitCall: TypeAlias = (
+    "grpc.aio.StreamStreamCall[encoder_service_pb2.SplitAudioRequest, encoder_service_pb2.SplitAudioResponse]"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingPiece:
+    """A piece of a recording, an item of its own.
+
+    Attributes:
+        start_s, end_s: where it is in the recording, in seconds.
+        payload: a file; the recording itself where it was not cut.
+    """
+
+    start_s: float
+    end_s: float
+    payload: bytes
+
+
 async def converse(
     call: EncodeCall, header: encoder_service_pb2.EncodeHeader, payload: bytes
 ) -> AsyncIterator[encoder_service_pb2.EncodeResponse]:
@@ -29,33 +49,70 @@ async def converse(
     Raises:
         grpc.aio.AioRpcError: the call's status.
     """
-    await _write(call, encoder_service_pb2.EncodeRequest(header=header))
+    Request = encoder_service_pb2.EncodeRequest
+    await _written(call, call.write(Request(header=header)))
     first = await call.read()
     if isinstance(first, encoder_service_pb2.EncodeResponse) and first.accepted.payload_wanted:
         for start in range(0, len(payload), CHUNK_BYTE_COUNT):
-            chunk = payload[start : start + CHUNK_BYTE_COUNT]
-            await _write(call, encoder_service_pb2.EncodeRequest(chunk=chunk))
+            await _written(call, call.write(Request(chunk=payload[start : start + CHUNK_BYTE_COUNT])))
     await _close(call)
     while isinstance(frame := await call.read(), encoder_service_pb2.EncodeResponse):
         yield frame
 
 
-async def _write(call: EncodeCall, frame: encoder_service_pb2.EncodeRequest) -> None:
+async def split(call: SplitCall, payload: bytes, take: Callable[[int], None]) -> list[RecordingPiece]:
+    """Sends a recording and returns its pieces, in order; none where the call ended too early.
+
+    Args:
+        take: told of the bytes that are about to come back.
+
+    Raises:
+        grpc.aio.AioRpcError: the call's status.
+        PerceptError: what `take` raises.
+    """
+    Request = encoder_service_pb2.SplitAudioRequest
+    header = encoder_service_pb2.SplitAudioHeader(byte_count=len(payload))
+    await _written(call, call.write(Request(header=header)))
+    first = await call.read()
+    if isinstance(first, encoder_service_pb2.SplitAudioResponse):
+        for start in range(0, len(payload), CHUNK_BYTE_COUNT):
+            await _written(call, call.write(Request(chunk=payload[start : start + CHUNK_BYTE_COUNT])))
+    await _close(call)
+    layout: list[encoder_service_pb2.AudioPiece] = []
+    files: list[bytearray] = []
+    while isinstance(frame := await call.read(), encoder_service_pb2.SplitAudioResponse):
+        if frame.HasField("pieces"):
+            layout = list(frame.pieces.pieces)
+            take(sum(piece.byte_count for piece in layout))
+            files = [bytearray()]
+            continue
+        files[-1] += frame.chunk
+        if len(files[-1]) == layout[len(files) - 1].byte_count:
+            files.append(bytearray())
+    if len(files) < len(layout) or (len(files) == len(layout) and layout[-1].byte_count):
+        return []
+    return [
+        RecordingPiece(piece.start_seconds, piece.end_seconds, bytes(file) if piece.byte_count else payload)
+        for piece, file in zip(layout, files, strict=False)
+    ]
+
+
+async def _written(call: EncodeCall | SplitCall, writing: Awaitable[None]) -> None:
     try:
-        await call.write(frame)
+        await writing
     except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
         # What a failed write says is not always what the peer said; the call may know that.
         await _raise_status(call)
 
 
-async def _close(call: EncodeCall) -> None:
+async def _close(call: EncodeCall | SplitCall) -> None:
     try:
         await call.done_writing()
     except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
         await _raise_status(call)
 
 
-async def _raise_status(call: EncodeCall) -> None:
+async def _raise_status(call: EncodeCall | SplitCall) -> None:
     """A call that ended while we still wrote: reading raises its status, if it failed."""
     while await call.read() is not grpc.aio.EOF:
         pass

@@ -24,6 +24,10 @@ from shared.families.base import EncodedItem, Features, Grid, MediaInfo, Modalit
 
 MAX_MESSAGE_LENGTH = 64 * 1024
 _ALIGNMENT = 64
+
+SAMPLES, SAMPLING_RATE, PIECE_STARTS = "samples", "sampling_rate", "piece_starts"
+"""Arrays of the result of a job that wishes for pieces."""
+
 _NUMPY_TYPES = frozenset({"float32", "float64", "float16", "int64", "int32", "uint8", "bool"})
 
 
@@ -35,11 +39,13 @@ class Job(msgspec.Struct, tag=True, frozen=True):
             `PrecomputedEmbeddings` or a serialised `FrameList`.
         settings: canonical JSON of the processor settings, or "".
         modality: what it shows.
+        wish: features of an item for the tower, or a decoded recording and where to cut it.
     """
 
     form: Literal["file", "embeddings", "frames"]
     settings: str
     modality: Modality = "image"
+    wish: Literal["features", "pieces"] = "features"
 
 
 class ArrayRecord(msgspec.Struct, frozen=True):

@@ -28,7 +28,7 @@ from shared.errors import (
     PerceptError,
     UnsupportedMediaError,
 )
-from shared.families.base import EncodedItem, Features, Hears, Modality, Preprocessor, VideoClip
+from shared.families.base import EncodedItem, Features, Hears, MediaInfo, Modality, Preprocessor, VideoClip
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +155,8 @@ def _process(
         return _with_settings(preprocessor.preprocess_video, clip, settings)
     if job.form != "file":
         raise UnsupportedMediaError(f"no {job.modality} can be decoded")
+    if job.modality == "audio" and job.wish == "pieces":
+        return _split(preprocessor, payload, limits.sound)
     if job.modality == "audio":
         return _heard(preprocessor, payload, settings, limits.sound)
     picture = decode_picture(payload, limits.max_pixel_count)
@@ -201,6 +203,25 @@ def _heard(
 
     clip = decode_sound(payload, preprocessor.sampling_rate, limits)
     return _with_settings(preprocessor.preprocess_audio, clip, settings)
+
+
+def _split(preprocessor: Preprocessor, payload: bytes, limits: SoundLimits) -> Features:
+    """The recording's samples and where it is cut, for no tower."""
+    if not isinstance(preprocessor, Hears):
+        raise UnsupportedMediaError("the model takes no audio")
+    import numpy as np
+
+    from encoder_service.media.sound import decode_sound
+    from encoder_service.media.sound_pieces import piece_starts
+
+    clip = decode_sound(payload, preprocessor.sampling_rate, limits)
+    starts = piece_starts(clip.samples, clip.sampling_rate, preprocessor.most_samples)
+    arrays: dict[str, np.ndarray[Any, Any]] = {
+        messages.SAMPLES: clip.samples,
+        messages.SAMPLING_RATE: np.array([clip.sampling_rate], np.int64),
+        messages.PIECE_STARTS: np.array(starts, np.int64),
+    }
+    return Features(MediaInfo(row_count=len(starts), duration=clip.duration), arrays, len(starts))
 
 
 def _with_settings(

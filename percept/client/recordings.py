@@ -5,18 +5,15 @@ Knows NumPy by the arrays it is given. Does not know what a recording is for.
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shared.errors import BadMediaError
+from shared.float_wave import float_wave
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-_FLOAT = 3
-"""WAV's number for samples that are floating-point numbers, full scale at 1."""
 
 _MOST_CHANNELS = 64
 _RATES = (1, 2**31)
@@ -43,10 +40,7 @@ def wave_of_array(array: npt.NDArray[Any], rate: float) -> bytes:
         samples = samples.T
     channels = samples.shape[1] if samples.ndim == 2 else 1
     data = np.ascontiguousarray(samples, "<f4").tobytes()
-    size = 4 * channels
-    form = struct.pack("<HHIIHH", _FLOAT, channels, int(rate), int(rate) * size % 2**32, size, 32)
-    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
-    return b"RIFF" + struct.pack("<I", len(body)) + body
+    return float_wave(data, int(rate), channels)
 
 
 def _numbers(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

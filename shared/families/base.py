@@ -104,6 +104,9 @@ class Hears(Preprocessor, Protocol):
     sampling_rate: int
     """Samples a second of every clip that it is given."""
 
+    most_samples: int
+    """Samples of the longest clip that it hears whole."""
+
     def preprocess_audio(self, clip: AudioClip, settings: Mapping[str, Any]) -> Features:
         """Turns a recording into features, where there is no torch.
 

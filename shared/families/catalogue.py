@@ -33,6 +33,52 @@ class EmbeddingFields:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeechInstructions:
+    """How a model that converses is asked to write down a recording, in a message beside it.
+
+    Attributes:
+        transcribe: where the language is not known.
+        transcribe_language: where it is; `{language}` stands for its English name.
+        translate: have it in English.
+    """
+
+    transcribe: str
+    transcribe_language: str
+    translate: str
+
+    def text(self, language: str, *, translates: bool) -> str:
+        """The message's text.
+
+        Args:
+            language: an English name, or "".
+        """
+        if translates:
+            return self.translate
+        return self.transcribe_language.format(language=language) if language else self.transcribe
+
+
+IN_CONVERSATION = SpeechInstructions(
+    "Transcribe the audio into text.",
+    "Transcribe the {language} audio into text.",
+    "Translate the audio into English text.",
+)
+"""As Qwen's own examples ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechFacts:
+    """How a family writes down what it hears.
+
+    Attributes:
+        instructions: None where the family has prompts of its own for it (`WritesSpeech`).
+        times: whether it writes when things are said.
+    """
+
+    instructions: SpeechInstructions | None
+    times: bool
+
+
+@dataclass(frozen=True, slots=True)
 class FamilyFacts:
     """One family.
 
@@ -46,6 +92,7 @@ class FamilyFacts:
             (`mm_processor_kwargs`).
         video_settings: those that one video may have; None: the same as a picture.
         audio_settings: those that one recording may have.
+        speech: how it writes down recordings; None where it is not asked to.
         several: whether one prompt may hold several items.
         notes: what else a user should know; one sentence, or "".
         other_model_types: further values of `model_type`, of the same model in other layouts.
@@ -59,6 +106,7 @@ class FamilyFacts:
     settings: tuple[str, ...] = ()
     video_settings: tuple[str, ...] | None = None
     audio_settings: tuple[str, ...] = ()
+    speech: SpeechFacts | None = None
     several: bool = True
     notes: str = ""
     other_model_types: tuple[str, ...] = ()
@@ -207,6 +255,7 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         settings=("min_pixels", "max_pixels", "size"),
         video_settings=("min_pixels", "max_pixels", "size", "use_audio_in_video"),
         audio_settings=("truncation",),
+        speech=SpeechFacts(IN_CONVERSATION, times=False),
         notes="Listens, sees and reads, and answers in text; a video may be taken with its sound.",
         other_model_types=("qwen2_5_omni_thinker",),
     ),
@@ -228,6 +277,7 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         modalities=("audio",),
         embedding_fields={"audio": EmbeddingFields(("audio_embeds",))},
         audio_settings=("truncation",),
+        speech=SpeechFacts(IN_CONVERSATION, times=False),
         notes="Hears recordings of up to 30 seconds.",
     ),
     FamilyFacts(
@@ -306,6 +356,7 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         modalities=("audio",),
         embedding_fields={"audio": EmbeddingFields(("audio_embeds",))},
         audio_settings=("truncation",),
+        speech=SpeechFacts(None, times=True),
         several=False,
         notes="Writes down one recording of up to 30 seconds, with or without times; a message's text is what"
         " was said before.",

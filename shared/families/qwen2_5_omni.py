@@ -79,6 +79,7 @@ class OmniPreprocessor(Qwen25VLPreprocessor):
         self._frame_bounds = PixelBounds.of_size(size)
         self._mel = LogMel.of(checkpoint)
         self.sampling_rate = self._mel.sampling_rate
+        self.most_samples = self._mel.most_samples
         bands = int(config.audio_config.num_mel_bins)
         if self._mel.mel_count != bands:
             raise InvalidRequestError(

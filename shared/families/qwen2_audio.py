@@ -49,6 +49,7 @@ class Qwen2AudioPreprocessor(AudioAlone):
         self._mel = LogMel.of(checkpoint)
         self._hidden_size = int(config.get_text_config().hidden_size)
         self.sampling_rate = self._mel.sampling_rate
+        self.most_samples = self._mel.most_samples
         self._most_rows = _pooled(row_count(self._mel.frame_count(self._mel.most_samples)))
         positions = int(config.audio_config.max_source_positions)
         frames = self._mel.most_samples // self._mel.hop_length

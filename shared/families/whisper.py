@@ -60,6 +60,7 @@ class WhisperPreprocessor(AudioAlone):
         self._width = int(config.d_model)
         self._row_count = int(config.max_source_positions)
         self.sampling_rate = self._mel.sampling_rate
+        self.most_samples = self._mel.most_samples
         frames = self._mel.most_samples // self._mel.hop_length
         if frames != 2 * self._row_count or self._mel.mel_count != config.num_mel_bins:
             raise InvalidRequestError(

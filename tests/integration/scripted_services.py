@@ -48,6 +48,8 @@ class ScriptedLlm(
     pause_s: float = 0.0
     linger_s: float = 0.0
     refuse_with: PerceptError | None = None
+    refuse_after: int = 0
+    refuse_times: int = 1_000_000
     fail_with: PerceptError | None = None
     fail_after: int = 0
     vanish: bool = False
@@ -57,12 +59,14 @@ class ScriptedLlm(
     requests: list[llm_pb2.GenerateRequest] = field(default_factory=list)
     delivered: list[str] = field(default_factory=list)
     running: int = 0
+    most_running: int = 0
     address: str = ""
     _arrived: dict[str, asyncio.Event] = field(default_factory=dict)
 
     async def Generate(self, request: llm_pb2.GenerateRequest, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
         self.running += 1
+        self.most_running = max(self.most_running, self.running)
         try:
             async for frame in self._answer(request):
                 yield frame
@@ -70,7 +74,8 @@ class ScriptedLlm(
             self.running -= 1
 
     async def _answer(self, request: llm_pb2.GenerateRequest) -> AsyncIterator[llm_pb2.GenerateResponse]:
-        if self.refuse_with is not None:
+        if self.refuse_with is not None and self.refuse_times > 0 and len(self.requests) > self.refuse_after:
+            self.refuse_times -= 1
             raise self.refuse_with
         keys = list(dict.fromkeys(item.key for item in request.media))
         missing = [key for key in keys if not self._event(key).is_set()]
@@ -178,6 +183,8 @@ class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
     fail_with: PerceptError | None = None
     fail_times: int = 1_000_000
     refuse_upload_with: PerceptError | None = None
+    piece_count: int = 1
+    split: list[bytes] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
     encoded: list[str] = field(default_factory=list)
     payloads: dict[str, bytes] = field(default_factory=dict)
@@ -191,6 +198,32 @@ class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
                 yield frame
         finally:
             self.running -= 1
+
+    async def SplitAudio(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
+        """Cuts nothing: gives `piece_count` pieces of a second each, which hold their number."""
+        frames = aiter(request_iterator)
+        header = (await anext(frames)).header
+        if self.refuse_with is not None:
+            raise self.refuse_with
+        yield encoder_pb2.SplitAudioResponse(accepted=encoder_pb2.Accepted(payload_wanted=True))
+        payload = b"".join([frame.chunk async for frame in frames])
+        assert len(payload) == header.byte_count
+        self.split.append(payload)
+        if self.fail_with is not None:
+            raise self.fail_with
+        files = [b"piece %d of " % index + payload[:16] for index in range(self.piece_count)]
+        layout = [
+            encoder_pb2.AudioPiece(
+                start_seconds=index, end_seconds=index + 1, byte_count=len(file) if len(files) > 1 else 0
+            )
+            for index, file in enumerate(files)
+        ]
+        yield encoder_pb2.SplitAudioResponse(
+            pieces=encoder_pb2.AudioPieces(seconds=len(files), pieces=layout)
+        )
+        if len(files) > 1:
+            for file in files:
+                yield encoder_pb2.SplitAudioResponse(chunk=file)
 
     async def _encode(self, frames: Any) -> AsyncIterator[encoder_pb2.EncodeResponse]:
         header = (await anext(frames)).header

@@ -26,7 +26,7 @@ from protos.media.v1 import media_pb2 as protos_dot_media_dot_v1_dot_media__pb2
 from protos.tensor.v1 import tensor_pb2 as protos_dot_tensor_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'protos/encoder/v1/encoder_service.proto\x12\x11protos.encoder.v1\x1a\x1bprotos/media/v1/media.proto\x1a\x1dprotos/tensor/v1/tensor.proto\"\\\n\rEncodeRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.protos.encoder.v1.EncodeHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05\x66rame\"u\n\x0c\x45ncodeHeader\x12(\n\x04item\x18\x01 \x01(\x0b\x32\x1a.protos.media.v1.MediaItem\x12\x12\n\nbyte_count\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\t\x12\x18\n\x10\x64\x65livery_address\x18\x04 \x01(\t\"\x90\x02\n\x0e\x45ncodeResponse\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.protos.encoder.v1.AcceptedH\x00\x12*\n\x04info\x18\x02 \x01(\x0b\x32\x1a.protos.media.v1.MediaInfoH\x00\x12\x33\n\x06header\x18\x03 \x01(\x0b\x32!.protos.media.v1.EmbeddingsHeaderH\x00\x12.\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x1d.protos.tensor.v1.TensorChunkH\x00\x12\x33\n\x07trailer\x18\x05 \x01(\x0b\x32 .protos.encoder.v1.EncodeTrailerH\x00\x42\x07\n\x05\x66rame\"\"\n\x08\x41\x63\x63\x65pted\x12\x16\n\x0epayload_wanted\x18\x01 \x01(\x08\"\x83\x01\n\rEncodeTrailer\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x03 \x01(\x01\x12\x18\n\x10transfer_seconds\x18\x04 \x01(\x01\x12\x11\n\tcache_hit\x18\x05 \x01(\x08\"\x11\n\x0fGetModelRequest\"\x95\x01\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x13\n\x0bhidden_size\x18\x03 \x01(\x03\x12-\n\nmodalities\x18\x04 \x03(\x0e\x32\x19.protos.media.v1.Modality\x12\x1e\n\x16max_payload_byte_count\x18\x05 \x01(\x03\"\x12\n\x10GetStatusRequest\"\xa7\x02\n\x11GetStatusResponse\x12\x1a\n\x12pending_item_count\x18\x01 \x01(\x03\x12\x1e\n\x16max_pending_item_count\x18\x02 \x01(\x03\x12\x18\n\x10\x63\x61\x63he_byte_count\x18\x03 \x01(\x03\x12\x1c\n\x14max_cache_byte_count\x18\x04 \x01(\x03\x12\x17\n\x0f\x63\x61\x63he_hit_count\x18\x05 \x01(\x03\x12\x18\n\x10\x63\x61\x63he_miss_count\x18\x06 \x01(\x03\x12\x1a\n\x12\x65ncoded_item_count\x18\x07 \x01(\x03\x12\x17\n\x0ftower_run_count\x18\x08 \x01(\x03\x12\x19\n\x11lost_worker_count\x18\t \x01(\x03\x12\x1b\n\x13resident_byte_count\x18\n \x01(\x03\x32\x90\x02\n\x0e\x45ncoderService\x12Q\n\x06\x45ncode\x12 .protos.encoder.v1.EncodeRequest\x1a!.protos.encoder.v1.EncodeResponse(\x01\x30\x01\x12S\n\x08GetModel\x12\".protos.encoder.v1.GetModelRequest\x1a#.protos.encoder.v1.GetModelResponse\x12V\n\tGetStatus\x12#.protos.encoder.v1.GetStatusRequest\x1a$.protos.encoder.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'protos/encoder/v1/encoder_service.proto\x12\x11protos.encoder.v1\x1a\x1bprotos/media/v1/media.proto\x1a\x1dprotos/tensor/v1/tensor.proto\"\\\n\rEncodeRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.protos.encoder.v1.EncodeHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05\x66rame\"u\n\x0c\x45ncodeHeader\x12(\n\x04item\x18\x01 \x01(\x0b\x32\x1a.protos.media.v1.MediaItem\x12\x12\n\nbyte_count\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\t\x12\x18\n\x10\x64\x65livery_address\x18\x04 \x01(\t\"\x90\x02\n\x0e\x45ncodeResponse\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.protos.encoder.v1.AcceptedH\x00\x12*\n\x04info\x18\x02 \x01(\x0b\x32\x1a.protos.media.v1.MediaInfoH\x00\x12\x33\n\x06header\x18\x03 \x01(\x0b\x32!.protos.media.v1.EmbeddingsHeaderH\x00\x12.\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x1d.protos.tensor.v1.TensorChunkH\x00\x12\x33\n\x07trailer\x18\x05 \x01(\x0b\x32 .protos.encoder.v1.EncodeTrailerH\x00\x42\x07\n\x05\x66rame\"\"\n\x08\x41\x63\x63\x65pted\x12\x16\n\x0epayload_wanted\x18\x01 \x01(\x08\"\x83\x01\n\rEncodeTrailer\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x03 \x01(\x01\x12\x18\n\x10transfer_seconds\x18\x04 \x01(\x01\x12\x11\n\tcache_hit\x18\x05 \x01(\x08\"d\n\x11SplitAudioRequest\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.protos.encoder.v1.SplitAudioHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05\x66rame\"5\n\x10SplitAudioHeader\x12\x12\n\nbyte_count\x18\x01 \x01(\x03\x12\r\n\x05model\x18\x02 \x01(\t\"\x91\x01\n\x12SplitAudioResponse\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.protos.encoder.v1.AcceptedH\x00\x12\x30\n\x06pieces\x18\x02 \x01(\x0b\x32\x1e.protos.encoder.v1.AudioPiecesH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\x07\n\x05\x66rame\"M\n\x0b\x41udioPieces\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12-\n\x06pieces\x18\x02 \x03(\x0b\x32\x1d.protos.encoder.v1.AudioPiece\"L\n\nAudioPiece\x12\x15\n\rstart_seconds\x18\x01 \x01(\x01\x12\x13\n\x0b\x65nd_seconds\x18\x02 \x01(\x01\x12\x12\n\nbyte_count\x18\x03 \x01(\x03\"\x11\n\x0fGetModelRequest\"\x95\x01\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x13\n\x0bhidden_size\x18\x03 \x01(\x03\x12-\n\nmodalities\x18\x04 \x03(\x0e\x32\x19.protos.media.v1.Modality\x12\x1e\n\x16max_payload_byte_count\x18\x05 \x01(\x03\"\x12\n\x10GetStatusRequest\"\xa7\x02\n\x11GetStatusResponse\x12\x1a\n\x12pending_item_count\x18\x01 \x01(\x03\x12\x1e\n\x16max_pending_item_count\x18\x02 \x01(\x03\x12\x18\n\x10\x63\x61\x63he_byte_count\x18\x03 \x01(\x03\x12\x1c\n\x14max_cache_byte_count\x18\x04 \x01(\x03\x12\x17\n\x0f\x63\x61\x63he_hit_count\x18\x05 \x01(\x03\x12\x18\n\x10\x63\x61\x63he_miss_count\x18\x06 \x01(\x03\x12\x1a\n\x12\x65ncoded_item_count\x18\x07 \x01(\x03\x12\x17\n\x0ftower_run_count\x18\x08 \x01(\x03\x12\x19\n\x11lost_worker_count\x18\t \x01(\x03\x12\x1b\n\x13resident_byte_count\x18\n \x01(\x03\x32\xef\x02\n\x0e\x45ncoderService\x12Q\n\x06\x45ncode\x12 .protos.encoder.v1.EncodeRequest\x1a!.protos.encoder.v1.EncodeResponse(\x01\x30\x01\x12]\n\nSplitAudio\x12$.protos.encoder.v1.SplitAudioRequest\x1a%.protos.encoder.v1.SplitAudioResponse(\x01\x30\x01\x12S\n\x08GetModel\x12\".protos.encoder.v1.GetModelRequest\x1a#.protos.encoder.v1.GetModelResponse\x12V\n\tGetStatus\x12#.protos.encoder.v1.GetStatusRequest\x1a$.protos.encoder.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,14 +43,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCEPTED']._serialized_end=644
   _globals['_ENCODETRAILER']._serialized_start=647
   _globals['_ENCODETRAILER']._serialized_end=778
-  _globals['_GETMODELREQUEST']._serialized_start=780
-  _globals['_GETMODELREQUEST']._serialized_end=797
-  _globals['_GETMODELRESPONSE']._serialized_start=800
-  _globals['_GETMODELRESPONSE']._serialized_end=949
-  _globals['_GETSTATUSREQUEST']._serialized_start=951
-  _globals['_GETSTATUSREQUEST']._serialized_end=969
-  _globals['_GETSTATUSRESPONSE']._serialized_start=972
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1267
-  _globals['_ENCODERSERVICE']._serialized_start=1270
-  _globals['_ENCODERSERVICE']._serialized_end=1542
+  _globals['_SPLITAUDIOREQUEST']._serialized_start=780
+  _globals['_SPLITAUDIOREQUEST']._serialized_end=880
+  _globals['_SPLITAUDIOHEADER']._serialized_start=882
+  _globals['_SPLITAUDIOHEADER']._serialized_end=935
+  _globals['_SPLITAUDIORESPONSE']._serialized_start=938
+  _globals['_SPLITAUDIORESPONSE']._serialized_end=1083
+  _globals['_AUDIOPIECES']._serialized_start=1085
+  _globals['_AUDIOPIECES']._serialized_end=1162
+  _globals['_AUDIOPIECE']._serialized_start=1164
+  _globals['_AUDIOPIECE']._serialized_end=1240
+  _globals['_GETMODELREQUEST']._serialized_start=1242
+  _globals['_GETMODELREQUEST']._serialized_end=1259
+  _globals['_GETMODELRESPONSE']._serialized_start=1262
+  _globals['_GETMODELRESPONSE']._serialized_end=1411
+  _globals['_GETSTATUSREQUEST']._serialized_start=1413
+  _globals['_GETSTATUSREQUEST']._serialized_end=1431
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1434
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1729
+  _globals['_ENCODERSERVICE']._serialized_start=1732
+  _globals['_ENCODERSERVICE']._serialized_end=2099
 # @@protoc_insertion_point(module_scope)

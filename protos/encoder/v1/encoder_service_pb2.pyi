@@ -201,6 +201,158 @@ class EncodeTrailer(_message.Message):
 Global___EncodeTrailer: _TypeAlias = EncodeTrailer  # noqa: Y015
 
 @_typing.final
+class SplitAudioRequest(_message.Message):
+    """One frame from the caller: the header first, then chunks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """Bytes of the recording, at most 1 MiB."""
+    @_builtins.property
+    def header(self) -> Global___SplitAudioHeader: ...
+    def __init__(
+        self,
+        *,
+        header: Global___SplitAudioHeader | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "header", b"header"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
+
+Global___SplitAudioRequest: _TypeAlias = SplitAudioRequest  # noqa: Y015
+
+@_typing.final
+class SplitAudioHeader(_message.Message):
+    """Everything that can be refused before the recording is sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BYTE_COUNT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    byte_count: _builtins.int
+    """Size of the recording in bytes, at least 1."""
+    model: _builtins.str
+    """Served model name, or empty for the one that is served."""
+    def __init__(
+        self,
+        *,
+        byte_count: _builtins.int = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["byte_count", b"byte_count", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SplitAudioHeader: _TypeAlias = SplitAudioHeader  # noqa: Y015
+
+@_typing.final
+class SplitAudioResponse(_message.Message):
+    """One frame from the service."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    PIECES_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """Bytes of the pieces' payloads, which stand one after the other; no chunk has
+    bytes of two.
+    """
+    @_builtins.property
+    def accepted(self) -> Global___Accepted:
+        """First, exactly once; its `payload_wanted` is true."""
+
+    @_builtins.property
+    def pieces(self) -> Global___AudioPieces:
+        """Exactly once, when the recording is decoded."""
+
+    def __init__(
+        self,
+        *,
+        accepted: Global___Accepted | None = ...,
+        pieces: Global___AudioPieces | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "frame", b"frame", "pieces", b"pieces"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "frame", b"frame", "pieces", b"pieces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["accepted", "pieces", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
+
+Global___SplitAudioResponse: _TypeAlias = SplitAudioResponse  # noqa: Y015
+
+@_typing.final
+class AudioPieces(_message.Message):
+    """Where a recording was cut."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECONDS_FIELD_NUMBER: _builtins.int
+    PIECES_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.float
+    """Its length."""
+    @_builtins.property
+    def pieces(self) -> _containers.RepeatedCompositeFieldContainer[Global___AudioPiece]:
+        """At least one; together they are the whole recording."""
+
+    def __init__(
+        self,
+        *,
+        seconds: _builtins.float = ...,
+        pieces: _abc.Iterable[Global___AudioPiece] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pieces", b"pieces", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AudioPieces: _TypeAlias = AudioPieces  # noqa: Y015
+
+@_typing.final
+class AudioPiece(_message.Message):
+    """One piece of a recording."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_SECONDS_FIELD_NUMBER: _builtins.int
+    END_SECONDS_FIELD_NUMBER: _builtins.int
+    BYTE_COUNT_FIELD_NUMBER: _builtins.int
+    start_seconds: _builtins.float
+    """Where it begins and ends, in seconds from the recording's beginning."""
+    end_seconds: _builtins.float
+    byte_count: _builtins.int
+    """Size of its payload, a WAV file of 32-bit floating-point samples at the model's
+    rate. 0 for the only piece of a recording that was not cut: the recording
+    itself is its payload.
+    """
+    def __init__(
+        self,
+        *,
+        start_seconds: _builtins.float = ...,
+        end_seconds: _builtins.float = ...,
+        byte_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["byte_count", b"byte_count", "end_seconds", b"end_seconds", "start_seconds", b"start_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AudioPiece: _TypeAlias = AudioPiece  # noqa: Y015
+
+@_typing.final
 class GetModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -45,6 +45,11 @@ class EncoderServiceStub:
                 request_serializer=protos_dot_encoder_dot_v1_dot_encoder__service__pb2.EncodeRequest.SerializeToString,
                 response_deserializer=protos_dot_encoder_dot_v1_dot_encoder__service__pb2.EncodeResponse.FromString,
                 _registered_method=True)
+        self.SplitAudio = channel.stream_stream(
+                '/protos.encoder.v1.EncoderService/SplitAudio',
+                request_serializer=protos_dot_encoder_dot_v1_dot_encoder__service__pb2.SplitAudioRequest.SerializeToString,
+                response_deserializer=protos_dot_encoder_dot_v1_dot_encoder__service__pb2.SplitAudioResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/protos.encoder.v1.EncoderService/GetModel',
                 request_serializer=protos_dot_encoder_dot_v1_dot_encoder__service__pb2.GetModelRequest.SerializeToString,
@@ -80,6 +85,19 @@ class EncoderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SplitAudio(self, request_iterator, context):
+        """Cuts a recording at quiet points into pieces that the model hears at once.
+
+        The caller sends a header and waits for `accepted`, as for `Encode`; then
+        chunks until `byte_count` bytes were sent, then half-close. The service
+        decodes the recording under the same limits as an item and answers `accepted`,
+        `pieces`, then the pieces' payloads, one after the other. Each is an item of
+        its own for `Encode`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """Tells which model is served and what it takes.
         """
@@ -101,6 +119,11 @@ def add_EncoderServiceServicer_to_server(servicer, server):
                     servicer.Encode,
                     request_deserializer=protos_dot_encoder_dot_v1_dot_encoder__service__pb2.EncodeRequest.FromString,
                     response_serializer=protos_dot_encoder_dot_v1_dot_encoder__service__pb2.EncodeResponse.SerializeToString,
+            ),
+            'SplitAudio': grpc.stream_stream_rpc_method_handler(
+                    servicer.SplitAudio,
+                    request_deserializer=protos_dot_encoder_dot_v1_dot_encoder__service__pb2.SplitAudioRequest.FromString,
+                    response_serializer=protos_dot_encoder_dot_v1_dot_encoder__service__pb2.SplitAudioResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -146,6 +169,33 @@ class EncoderService:
             '/protos.encoder.v1.EncoderService/Encode',
             protos_dot_encoder_dot_v1_dot_encoder__service__pb2.EncodeRequest.SerializeToString,
             protos_dot_encoder_dot_v1_dot_encoder__service__pb2.EncodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SplitAudio(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/protos.encoder.v1.EncoderService/SplitAudio',
+            protos_dot_encoder_dot_v1_dot_encoder__service__pb2.SplitAudioRequest.SerializeToString,
+            protos_dot_encoder_dot_v1_dot_encoder__service__pb2.SplitAudioResponse.FromString,
             options,
             channel_credentials,
             insecure,

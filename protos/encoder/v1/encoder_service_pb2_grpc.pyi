@@ -49,6 +49,15 @@ class EncoderServiceStub:
     run), then either the tensors (`header`, `chunk`...) or, when the request
     named a delivery address, nothing but the closing `trailer`.
     """
+    SplitAudio: _grpc.StreamStreamMultiCallable[_encoder_service_pb2.SplitAudioRequest, _encoder_service_pb2.SplitAudioResponse]
+    """Cuts a recording at quiet points into pieces that the model hears at once.
+
+    The caller sends a header and waits for `accepted`, as for `Encode`; then
+    chunks until `byte_count` bytes were sent, then half-close. The service
+    decodes the recording under the same limits as an item and answers `accepted`,
+    `pieces`, then the pieces' payloads, one after the other. Each is an item of
+    its own for `Encode`.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_encoder_service_pb2.GetModelRequest, _encoder_service_pb2.GetModelResponse]
     """Tells which model is served and what it takes."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_encoder_service_pb2.GetStatusRequest, _encoder_service_pb2.GetStatusResponse]
@@ -74,6 +83,15 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     answers `accepted`, `info` once the layout is known (before the tower has
     run), then either the tensors (`header`, `chunk`...) or, when the request
     named a delivery address, nothing but the closing `trailer`.
+    """
+    SplitAudio: _aio.StreamStreamMultiCallable[_encoder_service_pb2.SplitAudioRequest, _encoder_service_pb2.SplitAudioResponse]  # type: ignore[assignment]
+    """Cuts a recording at quiet points into pieces that the model hears at once.
+
+    The caller sends a header and waits for `accepted`, as for `Encode`; then
+    chunks until `byte_count` bytes were sent, then half-close. The service
+    decodes the recording under the same limits as an item and answers `accepted`,
+    `pieces`, then the pieces' payloads, one after the other. Each is an item of
+    its own for `Encode`.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_encoder_service_pb2.GetModelRequest, _encoder_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """Tells which model is served and what it takes."""
@@ -103,6 +121,21 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         answers `accepted`, `info` once the layout is known (before the tower has
         run), then either the tensors (`header`, `chunk`...) or, when the request
         named a delivery address, nothing but the closing `trailer`.
+        """
+
+    @_abc_1.abstractmethod
+    def SplitAudio(
+        self,
+        request_iterator: _MaybeAsyncIterator[_encoder_service_pb2.SplitAudioRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_encoder_service_pb2.SplitAudioResponse], _abc.AsyncIterator[_encoder_service_pb2.SplitAudioResponse]]:
+        """Cuts a recording at quiet points into pieces that the model hears at once.
+
+        The caller sends a header and waits for `accepted`, as for `Encode`; then
+        chunks until `byte_count` bytes were sent, then half-close. The service
+        decodes the recording under the same limits as an item and answers `accepted`,
+        `pieces`, then the pieces' payloads, one after the other. Each is an item of
+        its own for `Encode`.
         """
 
     @_abc_1.abstractmethod

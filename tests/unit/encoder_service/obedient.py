@@ -27,6 +27,7 @@ class ObedientPreprocessor:
     """Gives the picture's mean colour, after whatever it is told to do before."""
 
     sampling_rate = 16_000
+    most_samples = 480_000
 
     def preprocess_image(self, picture: Image.Image, settings: Mapping[str, Any]) -> Features:
         """Settings: sleep (seconds), kill (itself), kill_once (a file that tells it has), allocate

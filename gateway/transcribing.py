@@ -1,0 +1,196 @@
+"""Has the pieces of one recording written down, several at once, and tells what comes in order.
+
+Knows pieces and the frames of `Generate`. Does not know HTTP, nor the form of answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import re
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+
+from gateway.conductor import Assignment, Conductor
+from gateway.media import ResolvedItem
+from gateway.transcription_request import SPEECH_NAMES, SpeechRequest
+from protos.llm.v1 import llm_service_pb2
+from shared.deadline import Deadline
+from shared.errors import OverloadedError
+from shared.transcript import Token
+
+_LANGUAGE = re.compile(r"<\|([a-z]{2,4})\|>")
+_WITHOUT_CHOICE = "en"
+"""What a model hears that says no language."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a recording.
+
+    Attributes:
+        start_s, end_s: where it is in the recording, in seconds.
+        item: it, as an item of its own.
+    """
+
+    start_s: float
+    end_s: float
+    item: ResolvedItem
+
+
+@dataclass(slots=True)
+class PieceAnswer:
+    """What was written of one piece so far.
+
+    Attributes:
+        text: all of it, without times.
+        new_text: what the reader has not taken yet.
+        news: frames that it has not taken yet, in order.
+        done: the answer is complete.
+    """
+
+    piece: Piece
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    new_text: str = ""
+    news: list[llm_service_pb2.GenerateResponse] = field(default_factory=list)
+    done: bool = False
+    _decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
+
+    def take(self, frame: llm_service_pb2.GenerateResponse, *, marked: bool) -> None:
+        """Adds a frame.
+
+        Args:
+            marked: tokens of times and marks are among the text's.
+        """
+        new = tokens_of(frame)
+        if marked:
+            raw = b"".join(token.raw for token in new if token.is_text)
+            text = self._decoder.decode(raw, final=frame.HasField("finish"))
+        else:
+            text = frame.delta.text
+        self.tokens += new
+        self.text += text
+        self.new_text += text
+        self.news.append(frame)
+
+
+def tokens_of(frame: llm_service_pb2.GenerateResponse) -> list[Token]:
+    """The tokens of a delta; none of another frame."""
+    return [
+        Token(entry.chosen.token_id, entry.chosen.raw, entry.chosen.logprob) for entry in frame.delta.logprobs
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """News of one piece.
+
+    Attributes:
+        index: which piece.
+        text: what is new of its text.
+        frames: deltas and the finish.
+    """
+
+    index: int
+    text: str
+    frames: Sequence[llm_service_pb2.GenerateResponse]
+
+
+class Transcribing:
+    """One recording's way to text.
+
+    Attributes:
+        answers: one for each piece.
+        language: what is spoken, a code or a name; "" until it is known.
+    """
+
+    def __init__(
+        self,
+        conductor: Conductor,
+        asked: SpeechRequest,
+        pieces: Sequence[Piece],
+        deadline: Deadline,
+        most_at_once: int,
+    ) -> None:
+        self.answers = [PieceAnswer(piece) for piece in pieces]
+        self.language = asked.language
+        self._conductor = conductor
+        self._asked = asked
+        self._deadline = deadline
+        self._places = asyncio.Semaphore(most_at_once)
+        self._changed = asyncio.Event()
+        self._heard = asyncio.Event()
+        self._begun = False
+        if self.language or not asked.hears_language:
+            self._heard.set()
+
+    async def parts(self) -> AsyncGenerator[Part, None]:
+        """What comes, piece after piece. Closing it cancels whatever still runs.
+
+        Raises:
+            PerceptError: a piece failed.
+        """
+        tasks = [asyncio.create_task(self._run(index)) for index in range(len(self.answers))]
+        for task in tasks:
+            task.add_done_callback(lambda _: self._changed.set())
+        try:
+            for index, answer in enumerate(self.answers):
+                while not answer.done or answer.news:
+                    if answer.news:
+                        part = Part(index, answer.new_text, answer.news)
+                        answer.new_text, answer.news = "", []
+                        yield part
+                        continue
+                    await self._change(tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _change(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Waits for news, or for a piece's failure, which ends all."""
+        for task in tasks:
+            if task.done() and not task.cancelled() and (fault := task.exception()) is not None:
+                raise fault
+        await self._changed.wait()
+        self._changed.clear()
+
+    async def _run(self, index: int) -> None:
+        if index > 0:
+            # One language for all: the first piece says which.
+            await self._heard.wait()
+        async with self._places:
+            while True:
+                try:
+                    return await self._attempt(index)
+                except OverloadedError as error:
+                    # What is begun is carried through; what has not begun is refused at once.
+                    if not self._begun or self.answers[index].tokens:
+                        raise
+                    await asyncio.sleep(min(error.retry_after, self._deadline.remaining_s()))
+
+    async def _attempt(self, index: int) -> None:
+        answer = self.answers[index]
+        request = self._asked.request_for(answer.piece, index, self.language)
+        key = answer.piece.item.item.key
+        assignment = Assignment(request, [answer.piece.item], key, self._deadline, SPEECH_NAMES)
+        async with self._conductor.generate(assignment) as frames:
+            async for batch in frames:
+                for frame in batch:
+                    answer.take(frame, marked=self._asked.hears_language)
+                    if not self._heard.is_set():
+                        self._hear(answer)
+                self._begun = True
+                self._changed.set()
+        answer.done = True
+        self._changed.set()
+
+    def _hear(self, answer: PieceAnswer) -> None:
+        """The first token says the language, where the model chooses among several."""
+        first = answer.tokens[0].raw.decode("utf-8", "replace") if answer.tokens else ""
+        found = _LANGUAGE.fullmatch(first)
+        self.language = found[1] if found else _WITHOUT_CHOICE
+        self._heard.set()
