@@ -16,6 +16,7 @@ from shared.errors import BadEmbeddingsError, InvalidRequestError
 from shared.families import load_family
 from shared.families.base import RawTensor
 from shared.families.catalogue import CATALOGUE, FamilyFacts, facts_of
+from shared.families.writes_speech import WritesSpeech
 from tests.families import all_cases
 from tests.items import features_of, item
 
@@ -96,3 +97,13 @@ def test_sound_of_videos_is_for_families_that_hear() -> None:
         assert WITH_SOUND not in facts.settings_of("image") + facts.settings_of("audio")
         if WITH_SOUND in facts.settings_of("video"):
             assert "audio" in facts.modalities, facts.model_type
+
+
+def test_families_that_hear_are_asked_to_write_down_in_their_own_way(
+    tiny_checkpoint: Callable[[str], Path],
+) -> None:
+    for facts in CATALOGUE:
+        assert (facts.speech is not None) == ("audio" in facts.modalities), facts.model_type
+        if facts.speech is not None:
+            layout = load_family(read_checkpoint(tiny_checkpoint(facts.model_type))).prompt_layout()
+            assert isinstance(layout, WritesSpeech) == (facts.speech.instructions is None)
