@@ -105,7 +105,7 @@ class Hears(Preprocessor, Protocol):
     """Samples a second of every clip that it is given."""
 
     most_samples: int
-    """Samples of the longest clip that it hears whole."""
+    """Samples of the longest clip that it hears in one go: longer recordings are cut to be written down."""
 
     def preprocess_audio(self, clip: AudioClip, settings: Mapping[str, Any]) -> Features:
         """Turns a recording into features, where there is no torch.

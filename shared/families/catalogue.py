@@ -346,6 +346,7 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         ("fixie-ai/ultravox-v0_5-llama-3_2-1b", "fixie-ai/ultravox-v0_5-llama-3_1-8b"),
         modalities=("audio",),
         embedding_fields={"audio": EmbeddingFields(("audio_embeds",))},
+        speech=SpeechFacts(IN_CONVERSATION, times=False),
         notes="Recordings of any length; repositories that its config.json names are looked for inside its"
         " folder, beside it and on the hub.",
     ),

@@ -112,6 +112,7 @@ class UltravoxPreprocessor(AudioAlone):
         self._cutting = Cutting.of(config)
         self._hidden_size = int(config.text_config.hidden_size)
         self.sampling_rate = self._mel.sampling_rate
+        self.most_samples = self._mel.most_samples
         if self._mel.mel_count != config.audio_config.num_mel_bins:
             raise InvalidRequestError(
                 f"{source.checkpoint.folder}: the feature extractor makes {self._mel.mel_count} bands,"
