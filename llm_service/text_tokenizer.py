@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_service.tekken import FILE_NAME as TEKKEN
+from llm_service.tekken import load_tekken
 from llm_service.token_table import TokenTable
 from shared.errors import InvalidRequestError
 
@@ -43,6 +45,8 @@ class TextTokenizer:
         """
         from transformers import AutoTokenizer
 
+        if (folder / TEKKEN).is_file() and not (folder / "tokenizer.json").is_file():
+            return cls(load_tekken(folder / TEKKEN))
         # Without the last argument transformers asks on the console whether to run a checkpoint's code.
         return cls(AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False))
 

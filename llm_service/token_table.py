@@ -93,6 +93,9 @@ def _byte_alphabet() -> dict[str, int]:
 
 _ALPHABET = _byte_alphabet()
 
+BYTE_CHARACTERS = {byte: character for character, byte in _ALPHABET.items()}
+"""The other way round: the character of each byte."""
+
 
 def _byte_level_bytes(piece: str) -> bytes:
     if all(character in _ALPHABET for character in piece):

@@ -351,6 +351,14 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         " folder, beside it and on the hub.",
     ),
     FamilyFacts(
+        "voxtral",
+        "voxtral:VoxtralFamily",
+        ("mistralai/Voxtral-Mini-3B-2507", "mistralai/Voxtral-Small-24B-2507"),
+        modalities=("audio",),
+        embedding_fields={"audio": EmbeddingFields(("audio_embeds",))},
+        notes="Recordings of any length, heard in windows of 30 seconds.",
+    ),
+    FamilyFacts(
         "whisper",
         "whisper:WhisperFamily",
         ("openai/whisper-large-v3-turbo", "openai/whisper-small", "openai/whisper-tiny.en"),
