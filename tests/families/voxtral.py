@@ -102,7 +102,7 @@ class Processor:
         return str(self.tokenizer.apply_chat_template(messages, **arguments))
 
     def windows(self, samples: Any) -> Any:
-        """(windows, mels, frames) of a recording, as `VoxtralProcessor._retrieve_input_features` makes them."""
+        """(windows, mels, frames) of a recording; as in `VoxtralProcessor._retrieve_input_features`."""
         made = self.extractor(
             samples,
             sampling_rate=16_000,

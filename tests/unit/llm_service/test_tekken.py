@@ -1,4 +1,4 @@
-"""Mistral's vocabulary files: the tokens of the vocabulary that they were written from, Mistral's chat format."""
+"""Mistral's vocabulary files: the tokens of the vocabulary that they were written from; the chat format."""
 
 from __future__ import annotations
 
