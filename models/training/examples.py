@@ -65,7 +65,7 @@ class Shape:
     pictures: int
 
 
-class _Sequence:
+class Sequence:
     """Token by token, one conversation as the model reads it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -80,7 +80,7 @@ class _Sequence:
 
     def text(self, text: str, answer: bool = False) -> None:
         for token in self._tokenizer.encode(text).ids:
-            self._push(token, (self.next_position,) * 3, answer=answer)
+            self.push(token, (self.next_position,) * 3, answer=answer)
             self.next_position += 1
 
     def picture(self, scene: Scene) -> None:
@@ -89,7 +89,7 @@ class _Sequence:
         start = self.next_position
         for cell in range(rows * columns):
             place = (start, start + cell // columns, start + cell % columns)
-            self._push(self._image_token, place, cell=len(self.scenes) * MOST_CELLS + cell)
+            self.push(self._image_token, place, cell=len(self.scenes) * MOST_CELLS + cell)
         self.next_position = start + max(rows, columns)
         self.scenes.append(scene)
         self.text(vocabulary.VISION_END)
@@ -106,16 +106,17 @@ class _Sequence:
         self.text(f"{exchange.turn.answer}{vocabulary.END}", answer=True)
         self.text("\n")
 
-    def _push(self, token: int, position: tuple[int, int, int], answer: bool = False, cell: int = -1) -> None:
+    def push(self, token: int, position: tuple[int, int, int], answer: bool = False, cell: int = -1) -> None:
+        """One token; `cell` is the row that stands there, of all pictures' in this sequence."""
         self.tokens.append(token)
         self.answered.append(answer)
         self.cells.append(cell)
         self.positions.append(position)
 
 
-def lay_out(tokenizer: Tokenizer, conversation: Conversation, length: int, rng: random.Random) -> _Sequence:
+def lay_out(tokenizer: Tokenizer, conversation: Conversation, length: int, rng: random.Random) -> Sequence:
     """The exchanges that fit into `length` tokens; at times positions leap ahead, as in a longer talk."""
-    sequence = _Sequence(tokenizer)
+    sequence = Sequence(tokenizer)
     if conversation.system is not None:
         sequence.text(f"{vocabulary.START}system\n{conversation.system}{vocabulary.END}\n")
     leaping = rng.random() < 0.35
@@ -136,17 +137,17 @@ def _upper_bound(tokenizer: Tokenizer, exchange: Exchange) -> int:
 def build_batch(tokenizer: Tokenizer, shape: Shape, seed: int, number: int, lesson: Lesson = BROAD) -> Batch:
     """Batch `number`: conversations until the pictures run out, then conversations dropped for room."""
     rng = random.Random(f"{seed}/{number}")
-    sequences: list[_Sequence] = []
+    sequences: list[Sequence] = []
     pictures = 0
     while len(sequences) < shape.sequences:
         sequence = lay_out(tokenizer, converse(rng, _MOST_EXCHANGES, lesson), shape.length, rng)
         if pictures + len(sequence.scenes) <= shape.pictures:
             sequences.append(sequence)
             pictures += len(sequence.scenes)
-    return _to_tensors(sequences, shape)
+    return to_tensors(sequences, shape)
 
 
-def _to_tensors(sequences: list[_Sequence], shape: Shape) -> Batch:
+def to_tensors(sequences: list[Sequence], shape: Shape) -> Batch:
     tokens = np.zeros((shape.sequences, shape.length), dtype=np.int64)
     labels = np.full_like(tokens, IGNORED)
     rows = np.full_like(tokens, -1)

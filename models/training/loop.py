@@ -75,7 +75,7 @@ class Worker:
         self._tokenizer = vocabulary.build_tokenizer()
         torch.manual_seed(plan.seed)
         self._learner = Learner(new_config())
-        self._optimizers = Optimizers(self._learner, plan)
+        self._optimizers = Optimizers(self._learner, plan.rate, plan.matrix_rate)
         self.done = self._resume()
         self._forward: Callable[..., tuple[torch.Tensor, torch.Tensor]] = (
             torch.compile(self._learner, dynamic=False) if plan.compiled else self._learner
@@ -93,7 +93,7 @@ class Worker:
             spoken, seen = self._forward(batch.tensors())
         (spoken + seen).backward()  # type: ignore[no-untyped-call]
         if self._plan.workers > 1:
-            _average_gradients(self._learner, self._plan.workers)
+            average_gradients(self._learner, self._plan.workers)
         torch.nn.utils.clip_grad_norm_(self._learner.parameters(), 1.0)
         self._optimizers.step(rate_share(self._plan, self.done))
         self.done += 1
@@ -134,7 +134,7 @@ class Worker:
         return min(done, self._plan.total)
 
 
-def _average_gradients(learner: Learner, workers: int) -> None:
+def average_gradients(learner: torch.nn.Module, workers: int) -> None:
     """Every worker ends up with the mean of all workers' gradients."""
     gradients = [parameter.grad for parameter in learner.parameters() if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])

@@ -6,15 +6,17 @@ Knows nothing about batches or schedules beyond the share of the full rate it is
 import torch
 from torch import nn
 
-from models.training.network import Learner
-from models.training.plan import Plan
-
 
 class Optimizers:
     """The two optimizers as one."""
 
-    def __init__(self, learner: Learner, plan: Plan) -> None:
-        named = list(learner.named_parameters())
+    def __init__(self, learner: nn.Module, rate: float, matrix_rate: float) -> None:
+        """Args:
+        learner: what learns; its parameters that need no gradient stay as they are.
+        rate: AdamW's.
+        matrix_rate: Muon's.
+        """
+        named = [(name, p) for name, p in learner.named_parameters() if p.requires_grad]
         inner = [parameter for name, parameter in named if _is_inner(name, parameter)]
         chosen = {id(p) for p in inner}
         rest = [p for _, p in named if id(p) not in chosen]
@@ -24,13 +26,13 @@ class Optimizers:
                     {"params": [p for p in rest if p.ndim > 1], "weight_decay": 0.02},
                     {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
                 ],
-                lr=plan.rate,
+                lr=rate,
                 betas=(0.9, 0.98),
                 fused=True,
             ),
-            torch.optim.Muon(inner, lr=plan.matrix_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.Muon(inner, lr=matrix_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
         ]
-        self._rates = [plan.rate, plan.matrix_rate]
+        self._rates = [rate, matrix_rate]
 
     def step(self, share: float) -> None:
         """One update at this share of the full rates; clears the gradients."""

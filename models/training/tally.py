@@ -26,7 +26,8 @@ class Tally:
         return self.right.total() / max(1, self.asked.total())
 
     def table(self) -> str:
-        rows = [_row(skill, self.right[skill], self.asked[skill]) for skill in SKILLS if self.asked[skill]]
+        known = [*SKILLS, *sorted(set(self.asked) - set(SKILLS))]
+        rows = [_row(skill, self.right[skill], self.asked[skill]) for skill in known if self.asked[skill]]
         return "\n".join([*rows, _row("overall", self.right.total(), self.asked.total())])
 
 

@@ -1,0 +1,37 @@
+"""How long and how hard to train. Knows nothing about the model."""
+
+from dataclasses import dataclass, field
+
+from models.senses.batches import Portions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how hard to train.
+
+    Attributes:
+        spelling: steps in which the ears alone learn, by spelling what they hear.
+        steps: steps after them, in which the language model learns to listen and to watch.
+        level: the share of those in which the rate stays level before it falls to zero.
+        utterances: how many are spoken ahead.
+    """
+
+    spelling: int = 2600
+    steps: int = 5000
+    seed: int = 0
+    spelling_rate: float = 1.2e-3
+    rate: float = 5e-4
+    matrix_rate: float = 1.0e-3
+    warmup: int = 100
+    level: float = 0.4
+    utterances: int = 14000
+    save_every: int = 100
+    workers: int = 2
+    compiled: bool = True
+    portions: Portions = field(default_factory=Portions)
+
+
+def rate_share(step: int, steps: int, warmup: int, level: float) -> float:
+    """The share of the full rate at a step: up, level, down to nothing."""
+    falling = (steps - step) / max(1.0, steps * (1 - level))
+    return min(1.0, (step + 1) / warmup, falling)
