@@ -105,7 +105,7 @@ class Worker:
         while self.done[stage] < total:
             current, waiting = waiting.result(), self._ahead.submit(batch, self.done[stage] + 1)
             loss = step(current)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self._update(rate_share(self.done[stage], total, self._plan.warmup, self._plan.level))
             self.done[stage] += 1
             bar.update()
