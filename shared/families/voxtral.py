@@ -85,6 +85,7 @@ class VoxtralPreprocessor(AudioAlone):
         self._window = Window.of(config)
         self._hidden_size = int(config.get_text_config().hidden_size)
         self.sampling_rate = self._mel.sampling_rate
+        self.most_samples = self._window.frames * self._mel.hop_length
         if self._mel.mel_count != config.audio_config.num_mel_bins:
             raise InvalidRequestError(
                 f"{checkpoint.folder}: the feature extractor makes {self._mel.mel_count} bands, the encoder"
@@ -95,9 +96,8 @@ class VoxtralPreprocessor(AudioAlone):
         """See `Hears`. There are no settings."""
         if settings:
             raise InvalidRequestError("unknown processor setting; there are none", param=sorted(settings)[0])
-        samples = self._window.frames * self._mel.hop_length
-        count = -(-len(clip.samples) // samples)
-        spectrum = self._mel(clip.samples, count * samples)
+        count = -(-len(clip.samples) // self.most_samples)
+        spectrum = self._mel(clip.samples, count * self.most_samples)
         info = MediaInfo(row_count=count * self._window.rows, duration=clip.duration)
         return Features(info, {SPECTRUM: spectrum}, count * self._window.tower_rows)
 
