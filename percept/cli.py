@@ -18,6 +18,7 @@ SUMMARIES = {
     "llm": "Start one LLM service: prompts in, tokens out.",
     "gateway": "Start one gateway: the OpenAI API in front.",
     "chat": "Ask a running gateway, with pictures if you like.",
+    "transcribe": "Write down what is said in recordings, through a running gateway.",
     "encode": "Turn media files into files of embeddings, through a running encoder.",
     "generate": "Answer a file of requests, through a running gateway.",
     "models": "List the model families and what each takes.",
@@ -41,6 +42,10 @@ def _load(name: str) -> Callable[..., Any]:
         from percept.commands.chat import chat
 
         return chat
+    if name == "transcribe":
+        from percept.commands.transcribe import transcribe
+
+        return transcribe
     if name == "encode":
         from percept.commands.encode import encode
 

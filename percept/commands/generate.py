@@ -42,8 +42,9 @@ def generate(
 ) -> None:
     """Answers requests. Exit status 1 if one failed, 2 if the input cannot be used; then nothing was sent."""
     from percept.offline.answers_file import AnswersError, AnswersFile
-    from percept.offline.generate import GatewayGoneError, Source
+    from percept.offline.generate import Source
     from percept.offline.inline_media import MediaFolder
+    from percept.offline.persistent import GatewayGoneError
     from percept.offline.requests_file import RequestsError, read_requests
 
     try:
@@ -75,7 +76,8 @@ async def _run(
     concurrency: int,
 ) -> Counts:
     from percept.client.batch import bar
-    from percept.offline.generate import Asking, open_http
+    from percept.offline.generate import Asking
+    from percept.offline.persistent import open_http
 
     async with open_http(url, api_key, timeout_s, concurrency) as http:
         with bar("requests", len(lines)) as advance:

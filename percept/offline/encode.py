@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +62,7 @@ def plan(sources: Sequence[Path], out: Path) -> list[Job]:
     Raises:
         InvalidRequestError: nothing is there to encode, or two files would become the same.
     """
-    found = [pair for source in sources for pair in _files(source)]
+    found = [pair for source in sources for pair in media_files(source)]
     if not found:
         raise InvalidRequestError("there is no media file to encode")
     if out.suffix == SUFFIX:
@@ -76,14 +76,16 @@ def plan(sources: Sequence[Path], out: Path) -> list[Job]:
     return list(jobs.values())
 
 
-def _files(source: Path) -> Iterator[tuple[Path, Path]]:
-    """Media files and their place below what was named."""
+def media_files(
+    source: Path, kinds: Collection[str] = ("image", "video", "audio")
+) -> Iterator[tuple[Path, Path]]:
+    """Media files of some kinds, and their place below what was named; a file that was named is one."""
     if not source.is_dir():
         yield source, Path(source.name)
         return
     for path in sorted(source.rglob("*")):
         kind = mimetypes.guess_type(path.name)[0] or ""
-        if path.is_file() and kind.partition("/")[0] in ("image", "video", "audio"):
+        if path.is_file() and kind.partition("/")[0] in kinds:
             yield path, path.relative_to(source)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 
 from encoder_service.media.sound_pieces import piece_starts
 from tests.asking import sound, wave_file
+from tests.end_to_end.test_offline import percept
 from tests.families.whisper import SECONDS
 from tests.stack import UpStack
 from tests.unit.encoder_service.sounds import written
@@ -292,3 +294,43 @@ async def test_a_client_that_leaves(writing: UpStack) -> None:
 
 def test_nothing_is_held_afterwards(writing: UpStack) -> None:
     writing.wait_until_idle(5)
+
+
+def test_the_command_line(writing: UpStack, client: openai.OpenAI, tmp_path: Path) -> None:
+    folder = tmp_path / "songs"
+    (folder / "deep").mkdir(parents=True)
+    files = {"one.wav": sound(61, 1.5), "deep/two.wav": long_recording(62, 9.0)}
+    for name, samples in files.items():
+        (folder / name).write_bytes(wave_file(samples, RATE))
+    whole = {
+        name: client.audio.transcriptions.create(file=file_of(samples), model="tiny").text
+        for name, samples in files.items()
+    }
+    told = percept("transcribe", folder / "one.wav", folder / "deep" / "two.wav", "--url", writing.url)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout == "".join(f"{text}\n" for text in whole.values())
+    told = percept("transcribe", folder / "one.wav", "--url", writing.url, "--format", "json", "--translate")
+    assert json.loads(told.stdout)["usage"] == {"type": "duration", "seconds": 2}
+
+    (folder / "broken.wav").write_bytes(b"no recording")
+    out = ("transcribe", folder, "--out", tmp_path / "out", "--url", writing.url, "--language", "en")
+    done = percept(*out, "--format", "srt")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "2 transcribed, 0 were there, 1 failed"
+    assert "broken.wav: 400: " in done.stderr
+    again = percept(*out, "--format", "srt")
+    assert again.stderr.splitlines()[-1] == "0 transcribed, 2 were there, 1 failed"
+    expected = client.audio.transcriptions.create(
+        file=file_of(files["deep/two.wav"]), model="tiny", language="en", response_format="srt"
+    )
+    assert (tmp_path / "out" / "deep" / "two.wav.srt").read_text() == expected
+
+    refused = percept("transcribe", folder / "broken.wav", "--url", writing.url)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "broken.wav: 400: the bytes are no audio" in refused.stderr
+    for words, status in (
+        ((tmp_path / "nowhere.wav",), 1),
+        ((folder / "one.wav", "--format", "xml"), 2),
+        ((tmp_path / "out" / "deep", "--out", tmp_path / "other"), 2),
+    ):
+        assert percept("transcribe", *words, "--url", writing.url).returncode == status
