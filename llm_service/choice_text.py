@@ -6,6 +6,7 @@ tokens; knows neither the engine nor the call that the pieces go to.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,11 +33,13 @@ class ChoiceText:
 
     Attributes:
         ending: set once the choice is complete.
+        reader: makes JSON of the whole text, for answers to tasks; to be set before the last token.
         token_count: tokens that came so far.
     """
 
     def __init__(self, index: int, plan: GenerationPlan, tokenizer: TextTokenizer) -> None:
         self.ending: Ending | None = None
+        self.reader: Callable[[str], str] | None = None
         self.token_count = 0
         self._index = index
         self._plan = plan
@@ -44,6 +47,7 @@ class ChoiceText:
         self._detokenizer = open_detokenizer(tokenizer.backend, tokenizer.table)
         self._stops = StopStringFilter(plan.stop_strings, include_stop_string=plan.include_stop_string)
         self._text: list[str] = []
+        self._whole: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[pb.TokenLogprob] = []
 
@@ -72,6 +76,8 @@ class ChoiceText:
             token_ids=self._token_ids,
             logprobs=self._logprobs,
         )
+        if self.reader is not None:
+            self._whole += self._text
         self._text, self._token_ids, self._logprobs = [], [], []
         return pb.GenerateResponse(delta=delta)
 
@@ -84,6 +90,8 @@ class ChoiceText:
             finish.stop_string = self.ending.stop_string
         elif self.ending.stop_token_id is not None:
             finish.stop_token_id = self.ending.stop_token_id
+        if self.reader is not None:
+            finish.task_answer = self.reader("".join([*self._whole, *self._text]))
         return finish
 
     def _add_text(self, text: str) -> None:

@@ -20,7 +20,8 @@ from llm_service.context_length import answer_room
 from llm_service.embedding_store import EmbeddingStore
 from llm_service.engine_client import EngineClient
 from llm_service.laid_out_prompt import LaidOutPrompt
-from llm_service.prompt import Item, Prompt, PromptBuilder
+from llm_service.prompt import Prompt, PromptBuilder
+from llm_service.prompt_items import Item
 from llm_service.sampling import GenerationPlan
 from protos.llm.v1 import llm_service_pb2 as pb
 from shared.errors import OverloadedError, UnavailableError
@@ -81,6 +82,7 @@ class Generation:
         self._infos: dict[str, MediaInfo] = {}
         self._laid_out: LaidOutPrompt
         self._items: Sequence[Item] = ()
+        self._reader: Callable[[str], str] | None = None
 
     async def frames(self) -> AsyncGenerator[pb.GenerateResponse]:
         """Answers the call.
@@ -192,7 +194,12 @@ class Generation:
         self._items = prompt.items
         media = [self._infos[item.key] for item in prompt.items]
         self._laid_out = await self._parts.prompts.lay_out(prompt, media)
-        room = answer_room(self._laid_out.token_count, self._plan.max_token_count, max_model_len)
+        self._reader = self._parts.prompts.reader(prompt, media)
+        laid_out = self._laid_out
+        longest = max_model_len
+        if laid_out.most_new is not None:
+            longest = min(longest, laid_out.token_count + laid_out.most_new)
+        room = answer_room(laid_out.token_count, self._plan.max_token_count, longest)
         self._stopping = self._plan.stopping(room)
         # The others follow when this one's prompt is in the prefix cache.
         self._choices[0].prefilled = lambda: self._start_others(prompt)
@@ -213,6 +220,7 @@ class Generation:
         return choice
 
     def _start_choice(self, choice: Choice) -> None:
+        choice.text.reader = self._reader
         sampling = self._plan.sampling_of(choice.index)
         sequence_id = self._parts.engine.next_sequence_id()
         message = self._laid_out.sequence(sequence_id, sampling, self._stopping, self._arrival)

@@ -23,6 +23,7 @@ class LaidOutPrompt:
         token_count: tokens with all rows.
         item_token_counts: tokens that are rows of each item.
         variant: which set of weights computes it; see `ExpandedPrompt`.
+        most_new: most tokens that may follow it, or None; likewise.
     """
 
     token_ids: bytes
@@ -34,6 +35,7 @@ class LaidOutPrompt:
     token_count: int
     item_token_counts: list[int]
     variant: str = ""
+    most_new: int | None = None
 
     @classmethod
     def of(cls, expanded: ExpandedPrompt, keys: Sequence[str]) -> LaidOutPrompt:
@@ -43,7 +45,7 @@ class LaidOutPrompt:
             keys: content keys of the prompt's items.
         """
         spans = [
-            SpanMessage(keys[span.item], span.start, span.length, span.splittable, span.first_row)
+            SpanMessage(keys[span.item], span.start, span.length, span.splittable, span.first_row, span.tail)
             for span in expanded.spans
         ]
         item_token_counts = [0] * len(keys)
@@ -59,6 +61,7 @@ class LaidOutPrompt:
             token_count=len(expanded.token_ids),
             item_token_counts=item_token_counts,
             variant=expanded.variant,
+            most_new=expanded.most_new,
         )
 
     def sequence(

@@ -7,7 +7,7 @@ prompt and its media. Does not know how many rows an item has.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -19,40 +19,26 @@ from llm_service.conversation import media_indexes, message_part, protected, tur
 from llm_service.encoder_prompt import EncoderPrompts
 from llm_service.item_writer import ItemWriter, placeholder_ids
 from llm_service.laid_out_prompt import LaidOutPrompt
+from llm_service.prompt_items import Item, checked_items, count_text, modality_of
 from llm_service.side_thread import SideThread
 from llm_service.special_tokens import SpecialTokenGuard, special_token_pattern
 from llm_service.speech_prompt import SpeechPrompts, speech_task
+from llm_service.task_prompt import TaskPrompts
 from llm_service.text_tokenizer import TextTokenizer
 from protos.llm.v1 import llm_service_pb2 as pb
-from protos.media.v1 import media_pb2
-from shared.content_key import is_key
 from shared.errors import InvalidRequestError
 from shared.families.base import MediaInfo, Modality, PromptLayout, WritesItems
+from shared.families.takes_tasks import TakesTasks
 from shared.families.token_rules import NO_RULES, SpeechTask, TokenRules
 from shared.families.writes_speech import WritesSpeech
 
 T = TypeVar("T")
 
-MAX_ITEM_SETTINGS_LENGTH = 4096
 MAX_REQUEST_ID_LENGTH = 128
 
 _SHORT_BYTES = 4096
 _SHORT_TOKENS = 2048
 """A request and a prompt up to these are worked on where they are: another thread costs more than they do."""
-
-_MODALITIES: Mapping[int, Modality] = {
-    media_pb2.MODALITY_IMAGE: "image",
-    media_pb2.MODALITY_VIDEO: "video",
-    media_pb2.MODALITY_AUDIO: "audio",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One media file that a prompt refers to."""
-
-    key: str
-    modality: Modality
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +49,26 @@ class Prompt:
         pieces: the text that the tokens are of; see `RenderedText`. None for a
             prompt that was given as tokens.
         rules: which tokens may follow it.
+        task: that it names, for models that are given tasks; "" for none.
     """
 
     token_ids: list[int]
     items: tuple[Item, ...]
     pieces: list[str] | None = None
     rules: TokenRules = NO_RULES
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedText:
-    """A prompt's text, cut so that no typed special token is whole."""
+    """A prompt's text, cut so that no typed special token is whole.
+
+    Attributes:
+        task: see `Prompt`.
+    """
 
     pieces: list[str]
+    task: str = ""
 
 
 class PromptBuilder:
@@ -104,6 +97,7 @@ class PromptBuilder:
         self._speech = (
             SpeechPrompts(layout, self._modality_of_id) if isinstance(layout, WritesSpeech) else None
         )
+        self._tasks = TaskPrompts(layout) if isinstance(layout, TakesTasks) else None
         placeholders = (tokenizer.backend.id_to_token(token_id) for token_id in self._modality_of_id)
         # A checkpoint need not flag its placeholders as special, and typed ones are text all the same.
         self._guarded = special_token_pattern(
@@ -119,7 +113,9 @@ class PromptBuilder:
             InvalidRequestError: the prompt breaks a rule; `param` is the path.
             ContextLengthError: it is too long even without the rows of its media.
         """
-        items = self._items(request.media)
+        items = checked_items(request.media, self.item_limits)
+        if self._tasks is not None:
+            self._tasks.check_items(len(items))
         if request.token_times:
             raise InvalidRequestError("this model does not tell when tokens are heard", param="token_times")
         modalities = [item.modality for item in items]
@@ -129,12 +125,13 @@ class PromptBuilder:
         def tokenize() -> Prompt:
             rendered = render()
             pieces = None if isinstance(rendered, list) else rendered.pieces
+            task = "" if isinstance(rendered, list) else rendered.task
             token_ids = rendered if isinstance(rendered, list) else self._encoded(rendered, max_model_len)
             if request.HasField("encoder_prompt"):
                 # Of two prompts there is no one text any more.
-                encoder_ids = self._encoder_ids(request.encoder_prompt, max_model_len)
+                encoder_ids, task = self._encoder_ids(request.encoder_prompt, max_model_len)
                 token_ids, pieces = self._encoder_prompts.joined(encoder_ids, token_ids, modalities), None
-            return Prompt(token_ids, items, pieces)
+            return Prompt(token_ids, items, pieces, self._rules(token_ids), task)
 
         short = request.ByteSize() <= _SHORT_BYTES
         prompt = tokenize() if short else await self.in_thread(tokenize)
@@ -154,16 +151,21 @@ class PromptBuilder:
             lambda count: check_length(count, max_model_len, at_least=True),
         )
 
-    def _encoder_ids(self, prompt: pb.RawPrompt, max_model_len: int) -> list[int]:
-        """An encoder prompt's tokens; of a text without what begins and ends it."""
+    def _encoder_ids(self, prompt: pb.RawPrompt, max_model_len: int) -> tuple[list[int], str]:
+        """An encoder prompt's tokens, of a text without what begins and ends it; and the task it names."""
         if prompt.HasField("token_ids"):
             check_length(len(prompt.token_ids.ids), max_model_len)
-            return self._checked_ids(prompt.token_ids.ids, "encoder_prompt")
+            return self._checked_ids(prompt.token_ids.ids, "encoder_prompt"), ""
         if not prompt.text:
-            return []
+            return [], ""
+        rendered = self._rendered(prompt.text)
         # Behind an empty piece, as what begins a prompt is then known: it is dropped.
-        token_ids = self._encoded(RenderedText(["", prompt.text]), max_model_len)
-        return token_ids[len(self.tokenizer.encode("")) :]
+        token_ids = self._encoded(RenderedText(["", *rendered.pieces]), max_model_len)
+        return token_ids[len(self.tokenizer.encode("")) :], rendered.task
+
+    def _rules(self, token_ids: Sequence[int]) -> TokenRules:
+        layout = self._layout
+        return layout.rules(token_ids) if isinstance(layout, TakesTasks) else NO_RULES
 
     @staticmethod
     def _as_speech(
@@ -232,6 +234,10 @@ class PromptBuilder:
         short = not media and len(prompt.token_ids) <= _SHORT_TOKENS
         return expand() if short else await self.in_thread(expand)
 
+    def reader(self, prompt: Prompt, media: Sequence[MediaInfo]) -> Callable[[str], str] | None:
+        """What makes JSON of an answer's text; None where the prompt names no task."""
+        return self._tasks.reader(prompt.task, media[0]) if self._tasks is not None and media else None
+
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Runs work that would hold up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -241,16 +247,6 @@ class PromptBuilder:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._side_thread.close()
 
-    def _items(self, media: Iterable[media_pb2.MediaItem]) -> tuple[Item, ...]:
-        items = tuple(_item(item, f"media[{index}]") for index, item in enumerate(media))
-        for modality in dict.fromkeys(item.modality for item in items):
-            limit = self.item_limits.get(modality, 0)
-            if sum(item.modality == modality for item in items) > limit:
-                raise InvalidRequestError(
-                    f"At most {limit} {modality}(s) may be provided in one prompt.", param="media"
-                )
-        return items
-
     def _renderer(
         self, request: pb.GenerateRequest, modalities: Sequence[Modality], max_model_len: int
     ) -> Callable[[], RenderedText | list[int]]:
@@ -259,7 +255,9 @@ class PromptBuilder:
             case "conversation":
                 return self._conversation_renderer(request.conversation, modalities)
             case "text":
-                return lambda: RenderedText([request.text])
+                # Beside an encoder's prompt it is the decoder's, which is no task.
+                alone = not request.HasField("encoder_prompt")
+                return lambda: self._rendered(request.text) if alone else RenderedText([request.text])
             case "token_ids":
                 check_length(len(request.token_ids.ids), max_model_len)
                 return lambda: self._checked_ids(request.token_ids.ids)
@@ -277,14 +275,14 @@ class PromptBuilder:
     def _countable_renderer(self, request: pb.TokenizeRequest) -> Callable[[], RenderedText]:
         match request.WhichOneof("prompt"):
             case "conversation":
-                modalities = [_modality(value, "modalities") for value in request.modalities]
+                modalities = [modality_of(value, "modalities") for value in request.modalities]
                 unnamed: Modality = "image" if "image" in self.item_limits else next(iter(self.item_limits))
                 modalities = modalities or [unnamed] * len(media_indexes(request.conversation))
                 if unknown := set(modalities) - set(self.item_limits):
                     raise InvalidRequestError(f"the model takes no {min(unknown)}", param="modalities")
                 return self._conversation_renderer(request.conversation, modalities)
             case "text":
-                return lambda: RenderedText([request.text])
+                return lambda: self._rendered(request.text)
         raise InvalidRequestError("a prompt is required", param="prompt")
 
     def _conversation_renderer(
@@ -305,9 +303,14 @@ class PromptBuilder:
                 add_generation_prompt=open_turn,
                 continue_final_message=continue_last,
             )
-            return RenderedText(guard.split(text))
+            return self._rendered(text, guard)
 
         return render
+
+    def _rendered(self, text: str, guard: SpecialTokenGuard | None = None) -> RenderedText:
+        """A prompt's text, written out where the model is given tasks, cut where `guard` has put marks."""
+        written, task = (text, "") if self._tasks is None else self._tasks.written(text)
+        return RenderedText([written] if guard is None else guard.split(written), task)
 
     def _messages(
         self, conversation: pb.Conversation, modalities: Sequence[Modality], template: ChatTemplate
@@ -359,7 +362,7 @@ class PromptBuilder:
         expected = [item.modality for item in items]
         if found != expected:
             raise InvalidRequestError(
-                f"the prompt has placeholders for {_count(found)}, the request has {_count(expected)}"
+                f"the prompt has placeholders for {count_text(found)}, the request has {count_text(expected)}"
                 f"{self._hint(expected)}",
                 param="media",
             )
@@ -373,27 +376,3 @@ class PromptBuilder:
 
 def _task(request: pb.GenerateRequest) -> SpeechTask | None:
     return speech_task(request.transcription) if request.HasField("transcription") else None
-
-
-def _count(modalities: Sequence[Modality]) -> str:
-    """Says what is there, for example "2 image, 1 video"."""
-    counts = {modality: modalities.count(modality) for modality in dict.fromkeys(modalities)}
-    return ", ".join(f"{count} {modality}" for modality, count in counts.items()) or "no media"
-
-
-def _item(item: media_pb2.MediaItem, param: str) -> Item:
-    if not is_key(item.key):
-        raise InvalidRequestError("a key is 64 lower-case hexadecimal digits", param=f"{param}.key")
-    modality = _modality(item.modality, f"{param}.modality")
-    if item.form == media_pb2.MEDIA_FORM_UNSPECIFIED:
-        raise InvalidRequestError("the form is required", param=f"{param}.form")
-    if len(item.settings) > MAX_ITEM_SETTINGS_LENGTH:
-        raise InvalidRequestError("the settings are too long", param=f"{param}.settings")
-    return Item(item.key, modality)
-
-
-def _modality(value: int, param: str) -> Modality:
-    modality = _MODALITIES.get(value)
-    if modality is None:
-        raise InvalidRequestError("the modality is required", param=param)
-    return modality

@@ -40,6 +40,8 @@ from shared.collection import keep_loaded
 from shared.errors import UnavailableError
 from shared.families import load_family
 from shared.families.base import MAIN_TENSOR, Checkpoint, Family, Modality
+from shared.families.catalogue import facts_of
+from shared.families.takes_tasks import TakesTasks
 from shared.families.writes_speech import WritesSpeech
 from shared.rpc.server import RunningServer, ServiceRegistration, build_server
 from shared.telemetry import Stopwatch, configure_logging
@@ -232,13 +234,11 @@ def _prompts_and_facts(
 ) -> tuple[PromptBuilder, ModelFacts]:
     """Reads tokenizer, template and configs. Slow."""
     vocabulary_size = family.vocabulary_size()
-    tokenizer = TextTokenizer.load(checkpoint.folder, family.config())
-    limits: dict[Modality, int] = {
-        modality: settings.limit_mm_per_prompt.get(modality, DEFAULT_ITEM_LIMIT)
-        for modality in family.modalities
-    }
-    template = _template(settings, checkpoint, family, tokenizer)
     layout = family.prompt_layout()
+    shows = layout.shows if isinstance(layout, TakesTasks) else None
+    tokenizer = TextTokenizer.load(checkpoint.folder, family.config(), shows)
+    limits = _item_limits(settings, family)
+    template = _template(settings, checkpoint, family, tokenizer)
     prompts = PromptBuilder(tokenizer, layout, template, limits, vocabulary_size)
     facts = ModelFacts(
         names=settings.served_model_name or (settings.model,),
@@ -251,10 +251,18 @@ def _prompts_and_facts(
             checkpoint.config,
             tokenizer.end_token_id,
             take_sampling=settings.generation_config == "auto",
-            temperature=0.0 if isinstance(layout, WritesSpeech) else 1.0,
+            temperature=0.0 if isinstance(layout, WritesSpeech | TakesTasks) else 1.0,
         ),
     )
     return prompts, facts
+
+
+def _item_limits(settings: LlmSettings, family: Family) -> dict[Modality, int]:
+    """Most items of each modality in one prompt: as set, and no more than the family takes."""
+    facts = facts_of(family.model_type)
+    most = 1 if facts is not None and not facts.several else sys.maxsize
+    asked = settings.limit_mm_per_prompt
+    return {modality: min(asked.get(modality, DEFAULT_ITEM_LIMIT), most) for modality in family.modalities}
 
 
 def _template(
@@ -262,7 +270,7 @@ def _template(
 ) -> ChatTemplate | None:
     layout = family.prompt_layout()
     source = find_template(checkpoint.folder, tokenizer.hf, settings.chat_template)
-    if source is None and isinstance(layout, WritesSpeech):
+    if source is None and isinstance(layout, WritesSpeech | TakesTasks):
         source = layout.chat_template
     if source is None:
         logger.warning("the checkpoint has no chat template: chat requests will be refused")

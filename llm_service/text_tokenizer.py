@@ -7,7 +7,7 @@ processor gives. Does not know chat templates or media.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +26,37 @@ class TextTokenizer:
         table: bytes and texts of single tokens.
     """
 
-    def __init__(self, hf: Any) -> None:
+    def __init__(self, hf: Any, shows: Callable[[str], bool] | None = None) -> None:
+        """Args:
+        hf: as transformers loads it.
+        shows: see `TokenTable`.
+        """
         backend = getattr(hf, "backend_tokenizer", None)
         if backend is None:
             raise InvalidRequestError("the checkpoint needs a fast tokenizer (tokenizer.json)")
         self.hf = hf
         self.backend = backend
-        self.table = TokenTable(backend)
+        self._shows = shows
+        self.table = TokenTable(backend, shows)
         self._special_tokens = sorted(self.table.special_tokens)
         self._adds_special_tokens = not self._ends_texts()
 
     @classmethod
-    def load(cls, folder: Path, config: Any = None) -> TextTokenizer:
+    def load(
+        cls, folder: Path, config: Any = None, shows: Callable[[str], bool] | None = None
+    ) -> TextTokenizer:
         """Reads a checkpoint's tokenizer. Slow: it imports transformers.
 
         Args:
             config: the model's configuration in transformers' words; None: the folder's own.
+            shows: see `TokenTable`.
         """
         from transformers import AutoTokenizer
 
         if (folder / TEKKEN).is_file() and not (folder / "tokenizer.json").is_file():
             return cls(load_tekken(folder / TEKKEN))
         # Without the last argument transformers asks on the console whether to run a checkpoint's code.
-        return cls(AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False))
+        return cls(AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False), shows)
 
     @property
     def end_token_id(self) -> int | None:
@@ -60,7 +68,7 @@ class TextTokenizer:
         """The id of a special token, which is put behind the vocabulary if there is none yet."""
         if self.backend.token_to_id(text) is None:
             self.backend.add_special_tokens([text])
-            self.table = TokenTable(self.backend)
+            self.table = TokenTable(self.backend, self._shows)
             self._special_tokens = sorted(self.table.special_tokens)
         return int(self.backend.token_to_id(text))
 
@@ -94,6 +102,9 @@ class TextTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
+        if self._shows is not None:
+            kept = [token_id for token_id in token_ids if token_id not in self.table.special_ids]
+            return str(self.backend.decode(kept, skip_special_tokens=False))
         return str(self.backend.decode(list(token_ids), skip_special_tokens=True))
 
     def _has_begin(self, text: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,15 +28,23 @@ class TokenTable:
         byte_piece_ids: tokens that stand for one byte, in the sentencepiece style.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, shows: Callable[[str], bool] | None = None) -> None:
+        """Args:
+        shows: says of a token that the vocabulary calls special whether it is text all the same.
+        """
         self._tokenizer = tokenizer
         kinds = _decoder_kinds(json.loads(tokenizer.to_str()).get("decoder"))
         self.byte_level = kinds == ["ByteLevel"]
         self._byte_fallback = "ByteFallback" in kinds
         added = tokenizer.get_added_tokens_decoder()
         self._added = {token_id: token.content for token_id, token in added.items()}
-        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
-        self.special_tokens = frozenset(token.content for token in added.values() if token.special)
+        special = {
+            token_id: token.content
+            for token_id, token in added.items()
+            if token.special and not (shows is not None and shows(token.content))
+        }
+        self.special_ids = frozenset(special)
+        self.special_tokens = frozenset(special.values())
         self.byte_piece_ids = self._find_byte_pieces()
         self._raw: dict[int, bytes] = {}
 

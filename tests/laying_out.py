@@ -1,6 +1,6 @@
 """A prompt's text with its items' layouts to tokens and spans, as the LLM service does it.
 
-Knows the two kinds of layouts. Does not know any family.
+Knows the kinds of layouts. Does not know any family.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from llm_service.text_tokenizer import TextTokenizer
 from shared.checkpoint import read_checkpoint
 from shared.families import load_family
 from shared.families.base import ExpandedPrompt, MediaInfo, WritesItems
+from shared.families.takes_tasks import TakesTasks
 
 
 class Layouter:
@@ -26,6 +27,8 @@ class Layouter:
 
     def token_ids(self, text: str, infos: Sequence[MediaInfo]) -> list[int]:
         """Tokens of a text with one placeholder for each item, as `PromptLayout.expand` takes them."""
+        if isinstance(self.layout, TakesTasks):
+            return self.tokenizer.encode(self.layout.written(text))
         token_ids = self.tokenizer.encode(text)
         if isinstance(self.layout, WritesItems) and infos:
             return ItemWriter(self.tokenizer, self.layout, self._placeholders).written(

@@ -185,11 +185,12 @@ class Engine:
                 f"has {sequence.prompt_length} tokens, which leaves no room for an answer."
             )
             return SequenceRefused(sequence.sequence_id, "context_length", text)
-        longest = max((span.length for span in sequence.spans if not span.splittable), default=0)
+        spans = [span for span in sequence.spans if not span.splittable]
+        longest = max((span.whole_end - span.start for span in spans), default=0)
         if longest > self._max_chunk:
             text = (
-                f"An item of the prompt has {longest} rows that must be computed together, more than "
-                f"max_num_batched_tokens ({self._max_chunk}) allows."
+                f"{longest} tokens of the prompt, an item's rows among them, must be computed together, more "
+                f"than max_num_batched_tokens ({self._max_chunk}) allows."
             )
             return SequenceRefused(sequence.sequence_id, "span_length", text)
         return None

@@ -115,6 +115,8 @@ class SpanMessage(msgspec.Struct, frozen=True):
         splittable: False where the span's tokens see each other in both directions,
             so that no prefill chunk may cut it.
         first_row: the item's row that fills the first position.
+        tail: tokens behind the rows that are computed in the same step as they are; only
+            where the span is not splittable.
     """
 
     key: str
@@ -122,6 +124,12 @@ class SpanMessage(msgspec.Struct, frozen=True):
     length: int
     splittable: bool = True
     first_row: int = 0
+    tail: int = 0
+
+    @property
+    def whole_end(self) -> int:
+        """The first token behind all that no chunk may cut apart."""
+        return self.start + self.length + self.tail
 
 
 class AddSequence(msgspec.Struct, tag=True, frozen=True):

@@ -144,7 +144,7 @@ class Sequence:
         if start >= self.media_end:
             return end
         for span in self.spans:
-            if not span.splittable and span.start < end < span.start + span.length:
+            if not span.splittable and span.start < end < span.whole_end:
                 return max(start, span.start)
         return end
 
@@ -174,6 +174,9 @@ class Sequence:
     def finish_reason(self, max_model_len: int) -> FinishReason | None:
         """Why the sequence ends with its last token, or None where it goes on."""
         count = self.output_count
+        if count >= self.stopping.max_token_count and self.sampling.rules.last_id is not None:
+            # Its last token is the rule's, not the model's own end.
+            return "length"
         if self.token_ids[-1] in self._stop_token_ids and count > self.stopping.min_token_count:
             return "stop"
         if count >= self.stopping.max_token_count or len(self.token_ids) >= max_model_len:
@@ -192,6 +195,7 @@ def _check_spans(spans: list[SpanMessage], prompt_length: int) -> None:
     end = 0
     for span in spans:
         overlaps = span.start < end
-        end = span.start + span.length
-        if overlaps or span.length < 1 or span.first_row < 0 or end > prompt_length:
+        end = span.whole_end
+        wrong = span.length < 1 or span.first_row < 0 or span.tail < 0 or (span.tail and span.splittable)
+        if overlaps or wrong or end > prompt_length:
             raise ValueError(f"span {span.start}+{span.length} in a prompt of {prompt_length} tokens")

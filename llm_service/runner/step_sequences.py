@@ -6,6 +6,7 @@ Knows sequences and where their rows lie. Does not know what a model does with i
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from typing import Any
 
 from llm_service.engine.batch import ScheduledSequence
@@ -33,7 +34,9 @@ def step_sequences(model: LanguageModel, items: Items[ScheduledSequence], rows: 
 
 def _part(row: int, item: ScheduledSequence, multiple: int) -> StepSequence:
     sequence = item.sequence
-    spans = tuple(Span(0, span.start, span.length, first_row=span.first_row) for span in sequence.spans)
-    filled = spans[-1].start + spans[-1].length if spans else 0
-    padding = padding_behind(filled, multiple)
-    return StepSequence(row, item.start, item.count, sequence.token_ids, spans, padding)
+    spans = tuple(
+        Span(0, span.start, span.length, span.splittable, span.first_row, span.tail)
+        for span in sequence.spans
+    )
+    part = StepSequence(row, item.start, item.count, sequence.token_ids, spans)
+    return replace(part, padding=padding_behind(part.filled, multiple))

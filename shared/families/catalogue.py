@@ -149,6 +149,15 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         notes="Two towers, SigLIP and SAM.",
     ),
     FamilyFacts(
+        "florence2",
+        "florence2:Florence2Family",
+        ("florence-community/Florence-2-large", "florence-community/Florence-2-base-ft"),
+        embedding_fields={"image": EmbeddingFields(("image_embeds",), ("image_sizes",))},
+        several=False,
+        notes="A message is a task (`<CAPTION>`, `<OD>`, `<OCR>`, ...) about one picture; what an answer says"
+        " comes as JSON beside its text.",
+    ),
+    FamilyFacts(
         "gemma3",
         "gemma3:Gemma3Family",
         ("google/gemma-3-4b-it", "google/gemma-3-27b-it"),

@@ -21,8 +21,8 @@ class TakesEncoderPrompt(PromptLayout, Protocol):
         """One prompt of both, as `expand` takes it.
 
         Args:
-            encoder_ids: what the encoder reads beside the items, without begin and end tokens
-                and without placeholders of items.
+            encoder_ids: what the encoder reads beside the items, without placeholders of items;
+                of a text without begin and end tokens, unless the layout writes such (`TakesTasks`).
             decoder_ids: what is continued; empty where the model is to begin by itself.
 
         Raises:

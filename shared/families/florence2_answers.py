@@ -50,6 +50,18 @@ WITH_WORDS = MappingProxyType(
 )
 """Tasks that take words, or places, beside their token."""
 
+_TEXT = frozenset(
+    {
+        "<OCR>",
+        "<CAPTION>",
+        "<DETAILED_CAPTION>",
+        "<MORE_DETAILED_CAPTION>",
+        "<REGION_TO_CATEGORY>",
+        "<REGION_TO_DESCRIPTION>",
+        "<REGION_TO_OCR>",
+    }
+)
+_LOOKS_LIKE_TASK = re.compile(r"<[A-Z][A-Z_]*>")
 _PLACE = r"<loc_(\d+)>"
 _ENDS = re.compile(r"<s>|</s>|<pad>")
 _NAME = re.compile(r"^\s*(.*?)(?=</?(?:od|box|bbox)>|<loc_)")
@@ -77,15 +89,18 @@ def written_out(prompt: str) -> str:
     """A prompt with its task's token written out as the sentence that it stands for.
 
     Raises:
-        InvalidRequestError: words beside a task that takes none.
+        InvalidRequestError: words beside a task that takes none, or nothing but the token of a task
+            that there is not.
     """
     task = task_in(prompt)
     if task is None:
+        if _LOOKS_LIKE_TASK.fullmatch(prompt.strip()):
+            raise _unknown(prompt.strip(), "prompt")
         return prompt
     if task in WITH_WORDS:
         return WITH_WORDS[task].format(prompt.replace(task, "").strip())
-    if prompt != task:
-        raise InvalidRequestError(f"{task} is a whole prompt: it takes no words beside it")
+    if prompt.strip() != task:
+        raise InvalidRequestError(f"{task} is a whole prompt: it takes no words beside it", param="prompt")
     return ALONE[task]
 
 
@@ -107,9 +122,18 @@ def read_answer(answer: str, task: str, size: Size, left_out: Collection[str] = 
         InvalidRequestError: there is no such task.
     """
     if task not in ALONE and task not in WITH_WORDS:
-        known = ", ".join([*ALONE, *WITH_WORDS])
-        raise InvalidRequestError(f"there is no task {task!r}; there are {known}", param="task")
+        raise _unknown(task, "task")
     return {task: _read(answer, task, size, left_out)}
+
+
+def is_text(task: str) -> bool:
+    """Whether answers to a task are words alone, without places in a picture."""
+    return task in _TEXT
+
+
+def _unknown(task: str, param: str) -> InvalidRequestError:
+    known = ", ".join([*ALONE, *WITH_WORDS])
+    return InvalidRequestError(f"there is no task {task[:64]!r}; there are {known}", param=param)
 
 
 def _read(answer: str, task: str, size: Size, left_out: Collection[str]) -> Any:
@@ -131,6 +155,7 @@ def _read(answer: str, task: str, size: Size, left_out: Collection[str]) -> Any:
             shapes = _shapes(text, size, _NAMED_SHAPES) if outlined else []
             return _listed("bboxes", boxes, "bboxes_labels") | _listed("polygons", shapes, "polygons_labels")
         case _:
+            assert is_text(task), task
             return answer.replace("<s>", "").replace("</s>", "").strip()
 
 

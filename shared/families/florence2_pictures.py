@@ -43,6 +43,8 @@ PREFIXES: Prefixes = {
     "model.vision_tower.": ("encoder", "tower."),
     "model.multi_modal_projector.": ("encoder", "projector."),
     "model.language_model.": ("language", "model."),
+    "model.language_model.encoder.embed_tokens.": ("neither", ""),
+    "model.language_model.decoder.embed_tokens.": ("neither", ""),
     "lm_head.": ("language", "lm_head."),
 }
 """As transformers saves them, and the checkpoints of florence-community have them."""

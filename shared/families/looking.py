@@ -41,8 +41,11 @@ class StepSequence:
 
     @property
     def filled(self) -> int:
-        """Rows of items in front of everything else."""
-        return self.spans[-1].start + self.spans[-1].length if self.spans else 0
+        """Rows of items in front of everything else, and what is computed together with them."""
+        if not self.spans:
+            return 0
+        last = self.spans[-1]
+        return last.start + last.length + last.tail
 
     @property
     def ahead(self) -> int:

@@ -137,6 +137,29 @@ def text_mask(sequence: StepSequence, count: int, device: torch.device) -> torch
     return torch.ones(count, length, dtype=torch.bool, device=device).tril(length - count)
 
 
+def plan_step(
+    context: Any, sequences: Sequence[StepSequence], text: torch.Tensor, items: torch.Tensor
+) -> LookingStep:
+    """Slots and masks of a step whose text sees itself up to each token, and all rows of its items.
+
+    Args:
+        context: the step's.
+        text, items: as `rows_of` gives them.
+    """
+    parts: list[LookingPart] = []
+    first = 0
+    for index, sequence in enumerate(sequences):
+        count = text_count(sequence)
+        if not count:
+            continue
+        slots = slots_of(context, index, sequence.start + sequence.count)
+        mask = text_mask(sequence, count, slots.device)
+        rows = slice(first, first + count)
+        parts.append(LookingPart(rows, slots[sequence.ahead :], mask, slots[: sequence.filled], None))
+        first += count
+    return LookingStep(context.cache, context.slots[text], context.slots[items], parts)
+
+
 def _looking_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

@@ -24,6 +24,8 @@ class Span:
         splittable: False where the span's tokens see each other in both directions,
             so that no prefill chunk may cut it.
         first_row: the item's row that fills the first position.
+        tail: tokens behind the rows that are computed together with them, as both see
+            each other; only where the span is not splittable.
     """
 
     item: int
@@ -31,6 +33,7 @@ class Span:
     length: int
     splittable: bool = True
     first_row: int = 0
+    tail: int = 0
 
 
 @dataclass(slots=True)
@@ -46,7 +49,10 @@ class ExpandedPrompt:
             token; later ones count up from it.
         variant: which of several sets of weights the prompt is computed with, where
             the family has such (adapters inside the checkpoint); "" for the plain
-            ones. Prompts of different variants share no blocks.
+            ones. Prompts of different variants share no blocks; so a layout whose first tokens
+            depend on later ones names those here.
+        most_new: most tokens that may follow, where positions end before the context does;
+            None: as many as the context leaves.
     """
 
     token_ids: list[int]
@@ -54,3 +60,4 @@ class ExpandedPrompt:
     positions: npt.NDArray[np.int64]
     next_position: int
     variant: str = ""
+    most_new: int | None = None

@@ -37,12 +37,18 @@ class TokenRules:
         suppressed: never chosen behind those.
         first_suppressed: not chosen directly behind those.
         timestamps: see `TimestampRule`; None where times are no matter of this answer.
+        run_length: no run of so many tokens comes twice; 0: any may.
+        begun: so many of the prompt's last tokens count as the answer's for `run_length`.
+        last_id: the token that an answer as long as it may be ends with; None: any.
     """
 
     leading: tuple[tuple[int, ...], ...] = ()
     suppressed: tuple[int, ...] = ()
     first_suppressed: tuple[int, ...] = ()
     timestamps: TimestampRule | None = None
+    run_length: int = 0
+    begun: int = 0
+    last_id: int | None = None
 
 
 NO_RULES = TokenRules()

@@ -10,7 +10,7 @@ Knows tensors and slots. Does not know sound.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -23,14 +23,10 @@ from shared.families.decoder import DecoderModule
 from shared.families.looking import StepSequence
 from shared.families.looking_attention import (
     LOOKING_ATTENTION,
-    LookingPart,
-    LookingStep,
     mark_looking,
+    plan_step,
     register_looking_attention,
     rows_of,
-    slots_of,
-    text_count,
-    text_mask,
 )
 from shared.families.weights import Prefixes, load_half
 from shared.families.whisper_layout import ROW_MULTIPLE
@@ -82,7 +78,7 @@ class WhisperTextDecoder:
         """See `LooksAtItems`. `attention` holds the step's context alone."""
         assert sum(sequence.count for sequence in sequences) == len(inputs_embeds), "rows of nobody"
         text, heard = rows_of(sequences, inputs_embeds.device)
-        step = _plan(attention["attention_context"], sequences, text, heard)
+        step = plan_step(attention["attention_context"], sequences, text, heard)
         embeds, places = inputs_embeds[text], positions[:, text]
         if not len(text):
             # Modeling code that shapes its tensors by their number of elements needs a row.
@@ -118,21 +114,3 @@ def load_whisper_decoder(
         return DecoderModule(WhisperDecoder(config), int(config.d_model), int(config.vocab_size), tied)
 
     return WhisperTextDecoder(load_half(build, checkpoint, "language", prefixes, device, dtype), config)
-
-
-def _plan(
-    context: Any, sequences: Sequence[StepSequence], text: torch.Tensor, heard: torch.Tensor
-) -> LookingStep:
-    """Slots and masks of a step: a token sees the text up to itself, and the whole recording."""
-    parts: list[LookingPart] = []
-    first = 0
-    for index, sequence in enumerate(sequences):
-        count = text_count(sequence)
-        if not count:
-            continue
-        slots = slots_of(context, index, sequence.start + sequence.count)
-        mask = text_mask(sequence, count, slots.device)
-        rows = slice(first, first + count)
-        parts.append(LookingPart(rows, slots[sequence.ahead :], mask, slots[: sequence.filled], None))
-        first += count
-    return LookingStep(context.cache, context.slots[text], context.slots[heard], parts)

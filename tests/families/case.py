@@ -77,6 +77,7 @@ class FamilyCase:
         spans_may_be_cut: a prefill chunk may end inside a span.
         mixes_modalities: transformers takes items of several modalities in one prompt.
         shares_prefixes: a repeated prompt finds its blocks in the prefix cache.
+        follow_ups_share: so does what a longer prompt has in common with an earlier one.
         video_size: width and height of frames. Choose it so that the family's video
             processor does not have to resize: then both sides see the same pixels.
         video_frames: number of frames.
@@ -92,6 +93,7 @@ class FamilyCase:
         filled_in: tokens that the model's rules put in front of an answer.
         rows_in_front: rows of an item that stand in front of the prompt, where the processor's has none
             of them.
+        buffer_ends: ends of the names of tensors that no module holds as a parameter.
         unread_names: beginnings of the names of tensors that neither half reads.
         tower_pixels: (tower, features) -> arrays by the processor's names, where it is the tower
             that makes pixels of pictures.
@@ -110,6 +112,7 @@ class FamilyCase:
     spans_may_be_cut: bool = True
     mixes_modalities: bool = True
     shares_prefixes: bool = True
+    follow_ups_share: bool = True
     video_size: tuple[int, int] = (112, 84)
     video_frames: int = 4
     fewest_frames: int = 1
@@ -120,6 +123,7 @@ class FamilyCase:
     least_side: int = 8
     filled_in: int = 0
     rows_in_front: int = 0
+    buffer_ends: tuple[str, ...] = ()
     unread_names: tuple[str, ...] = ()
     tower_pixels: Callable[[Any, Any], Mapping[str, Any]] | None = None
     other_names: tuple[Callable[[str], str], ...] = ()

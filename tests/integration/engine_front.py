@@ -125,7 +125,9 @@ class EngineFront:
             axes=prompt.positions.shape[0],
             next_position=prompt.next_position,
             spans=[
-                SpanMessage(keys[span.item], span.start, span.length, span.splittable, span.first_row)
+                SpanMessage(
+                    keys[span.item], span.start, span.length, span.splittable, span.first_row, span.tail
+                )
                 for span in prompt.spans
             ],
             sampling=sampling or SamplingSettings(),

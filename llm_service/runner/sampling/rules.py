@@ -12,6 +12,7 @@ from collections.abc import Sequence as Rows
 import torch
 
 from llm_service.engine.sequence import Sequence
+from llm_service.runner.sampling.runs import SeenRuns
 from llm_service.runner.transfer import to_device
 from shared.families.token_rules import NO_RULES, TimestampRule
 
@@ -21,10 +22,15 @@ _MOST_INDICES = 256
 
 
 class TokenMasks:
-    """Applies rules to logits, and keeps index tensors of lists of tokens."""
+    """Applies rules to logits, and keeps index tensors of lists of tokens, and runs of sequences."""
 
     def __init__(self) -> None:
         self._indices: dict[tuple[int, ...], torch.Tensor] = {}
+        self._runs = SeenRuns()
+
+    def forget(self, sequence_id: int) -> None:
+        """Drops what is kept for a sequence."""
+        self._runs.forget(sequence_id)
 
     def apply(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
         """Takes tokens that must not come next out of (sequences, vocabulary) logits, in place."""
@@ -41,6 +47,13 @@ class TokenMasks:
         if allowed:
             self._keep(logits, tuple(allowed))
             return
+        if rules.last_id is not None and sequence.output_count + 1 >= sequence.stopping.max_token_count:
+            # Whatever else is masked: as an answer's least length may mask its end.
+            logits.fill_(_OUT)
+            logits[rules.last_id] = 0
+            return
+        if rules.run_length and (barred := self._runs.barred(sequence)):
+            logits[to_device(barred, torch.int64, logits.device)] = _OUT
         if place == 0:
             self._drop(logits, rules.first_suppressed)
         self._drop(logits, rules.suppressed)

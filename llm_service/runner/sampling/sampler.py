@@ -31,6 +31,7 @@ class Sampler:
     def forget(self, sequence_id: int) -> None:
         """Drops what is kept for a sequence."""
         self._adjustments.forget(sequence_id)
+        self._masks.forget(sequence_id)
 
     def sample(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[SampledToken]:
         """Chooses one token per row.

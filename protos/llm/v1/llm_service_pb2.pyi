@@ -132,9 +132,9 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def encoder_prompt(self) -> Global___RawPrompt:
         """With `text` or `token_ids`, for models with an encoder that looks at the items
-        or reads text (Whisper, Llama 3.2 Vision): the other prompt, which `text` or
-        `token_ids` is the decoder's of, and that may then be empty. Refused by models
-        with one prompt.
+        or reads text (Whisper, Llama 3.2 Vision, Florence-2): the other prompt, which
+        `text` or `token_ids` is the decoder's of, and that may then be empty. Refused
+        by models with one prompt.
         """
 
     def __init__(
@@ -694,10 +694,17 @@ class Finish(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
+    TASK_ANSWER_FIELD_NUMBER: _builtins.int
     choice_index: _builtins.int
     reason: Global___FinishReason.ValueType
     stop_string: _builtins.str
     stop_token_id: _builtins.int
+    task_answer: _builtins.str
+    """What the choice says, as JSON: one entry, the task's, a text or lists of
+    shapes in pixels and of labels. For prompts that are a task (Florence-2's
+    <OD>); else empty, and where places mean nothing because nobody told the
+    picture's size.
+    """
     @_builtins.property
     def usage(self) -> Global___Usage:
         """Set on the last finish of the call: the whole request's."""
@@ -723,10 +730,11 @@ class Finish(_message.Message):
         usage: Global___Usage | None = ...,
         timings: Global___Timings | None = ...,
         token_seconds: _abc.Iterable[_builtins.float] | None = ...,
+        task_answer: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "reason", b"reason", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "timings", b"timings", "token_seconds", b"token_seconds", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "reason", b"reason", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "task_answer", b"task_answer", "timings", b"timings", "token_seconds", b"token_seconds", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_stopped_by: _TypeAlias = _typing.Literal["stop_string", "stop_token_id"]  # noqa: Y015
     _WhichOneofArgType_stopped_by: _TypeAlias = _typing.Literal["stopped_by", b"stopped_by"]  # noqa: Y015

@@ -17,7 +17,7 @@ def save_checkpoint(
     folder: Path,
     config: Any,
     tokenizer: Any,
-    template: str,
+    template: str | None,
     files: Mapping[str, Mapping[str, Any]],
     *,
     seed: int,
@@ -30,7 +30,7 @@ def save_checkpoint(
 
     Args:
         config: the family's configuration object.
-        template: Jinja text of the chat template.
+        template: Jinja text of the chat template; None: the checkpoint has none.
         files: JSON files by name: preprocessor_config.json and what else the
             processor reads (processor_config.json, video_preprocessor_config.json).
         seed: of the random weights.

@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shared.errors import InvalidRequestError
 from shared.families.florence2_answers import ALONE, WITH_WORDS, read_answer, task_in, written_out
-from tests.families.parts.florence2 import build
+from tests.families.florence2 import LEFT_OUT, build, load_processor
 
 TASKS = (*ALONE, *WITH_WORDS)
-LEFT_OUT = ("it", "the image")
-KINDS = (
-    "ocr",
-    "phrase_grounding",
-    "pure_text",
-    "description_with_bboxes",
-    "description_with_polygons",
-    "polygons",
-    "bboxes",
-    "description_with_bboxes_or_polygons",
-)
 WORDS = ("cat", " a red\tdog", "it", "the image", "Über uns", "two\nlines", "\n", " ", "x<y", ">")
 MARKS = ("<s>", "</s>", "<pad>", "<sep>", "<poly>", "</poly>", "<od>", "</od>", "<ground>", "<obj>")
-ROUNDS = 3000
+ROUNDS = 1000
 
 
 @pytest.fixture(scope="module")
 def processor(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from transformers import AutoTokenizer, CLIPImageProcessorPil, Florence2Processor
-
-    folder: Path = build(tmp_path_factory.mktemp("florence2"))
-    config: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
-    config["phrase_grounding"]["banned_grounding_tokens"] = list(LEFT_OUT)
-    pixels, tokenizer = CLIPImageProcessorPil.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    return Florence2Processor(pixels, tokenizer, post_processor_config=config)
+    return load_processor(build(tmp_path_factory.mktemp("florence2")))
 
 
 def made_up(dice: random.Random) -> str:
@@ -93,5 +75,8 @@ def test_a_prompt_in_own_words_stays(processor: Any) -> None:
 
 
 def test_an_unknown_task_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="<MORE_DETAILED_CAPTION>"):
+        written_out(" <DANCE> ")
+    assert written_out("<DANCE> with me") == "<DANCE> with me"
     with pytest.raises(InvalidRequestError, match="<CAPTION>"):
         read_answer("a cat", "<DANCE>", (10, 10))

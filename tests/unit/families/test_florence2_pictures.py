@@ -25,7 +25,7 @@ from shared.families.florence2_pictures import (
 from shared.families.weights import load_half
 from shared.torch_tensors import from_raw, to_raw
 from tests.asking import picture
-from tests.families.parts.florence2 import ROW_COUNT, build
+from tests.families.florence2 import ROW_COUNT, build
 
 CPU = torch.device("cpu")
 SIZES = ((112, 84), (64, 64), (60, 140), (224, 56), (9, 200))
