@@ -40,7 +40,6 @@ from shared.collection import keep_loaded
 from shared.errors import UnavailableError
 from shared.families import load_family
 from shared.families.base import MAIN_TENSOR, Checkpoint, Family, Modality
-from shared.families.catalogue import facts_of
 from shared.families.takes_tasks import TakesTasks
 from shared.families.writes_speech import WritesSpeech
 from shared.rpc.server import RunningServer, ServiceRegistration, build_server
@@ -237,7 +236,10 @@ def _prompts_and_facts(
     layout = family.prompt_layout()
     shows = layout.shows if isinstance(layout, TakesTasks) else None
     tokenizer = TextTokenizer.load(checkpoint.folder, family.config(), shows)
-    limits = _item_limits(settings, family)
+    limits: dict[Modality, int] = {
+        modality: settings.limit_mm_per_prompt.get(modality, DEFAULT_ITEM_LIMIT)
+        for modality in family.modalities
+    }
     template = _template(settings, checkpoint, family, tokenizer)
     prompts = PromptBuilder(tokenizer, layout, template, limits, vocabulary_size)
     facts = ModelFacts(
@@ -255,14 +257,6 @@ def _prompts_and_facts(
         ),
     )
     return prompts, facts
-
-
-def _item_limits(settings: LlmSettings, family: Family) -> dict[Modality, int]:
-    """Most items of each modality in one prompt: as set, and no more than the family takes."""
-    facts = facts_of(family.model_type)
-    most = 1 if facts is not None and not facts.several else sys.maxsize
-    asked = settings.limit_mm_per_prompt
-    return {modality: min(asked.get(modality, DEFAULT_ITEM_LIMIT), most) for modality in family.modalities}
 
 
 def _template(

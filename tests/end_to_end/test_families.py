@@ -19,6 +19,7 @@ from percept import AsyncClient, Embeddings, SamplingParams
 from shared.checkpoint import read_checkpoint
 from shared.families import load_family
 from shared.families.catalogue import Modality
+from shared.families.takes_tasks import TakesTasks
 from shared.families.writes_speech import WritesSpeech
 from tests.asking import frame_list_part, user
 from tests.embedding_parts import encode, part_from
@@ -110,15 +111,15 @@ async def test_placeholders_without_items_and_items_without_placeholders(served:
     layout = load_family(read_checkpoint(served.folder)).prompt_layout()
     placeholder = layout.placeholder_text(modality)
     shown = [item(served.case, 1), item(served.case, 2, 1)]
-    speech = isinstance(layout, WritesSpeech)
+    # Where the one item stands in front of all text, a placeholder means nothing.
+    in_front = isinstance(layout, WritesSpeech | TakesTasks)
     for text, media in (
         (f"{placeholder} what is it?", []),
         (f"{placeholder} what is it?", shown),
-        # Where the recording stands in front of all text, a placeholder means nothing.
-        *([] if speech else [(f"{placeholder}{placeholder} what is it?", shown[:1]), ("what?", shown[:1])]),
+        *([] if in_front else [(f"{placeholder}{placeholder} what is it?", shown[:1]), ("what?", shown[:1])]),
     ):
         with pytest.raises(
-            openai.BadRequestError, match="one recording" if speech else "holders for"
+            openai.BadRequestError, match="one (recording|picture)" if in_front else "holders for"
         ) as caught:
             await served.completion(text, media, TOKENS)
         assert caught.value.param == "multi_modal_data"
