@@ -27,57 +27,52 @@ class TranscribeError(Exception):
     """A recording could not be transcribed. `str(error)` says why."""
 
 
+Files = Annotated[
+    list[Path],
+    typer.Argument(help="Recordings, videos for their sound; folders too, with --out.", metavar="FILE..."),
+]
+Form = Annotated[Format, typer.Option("--format", help="What is written.")]
+Language = Annotated[
+    str | None, typer.Option(help="What is spoken, a code or an English name; heard if unset.")
+]
+Said = Annotated[str | None, typer.Option(help="What was said before, or how words are spelt.")]
+English = Annotated[bool, typer.Option("--translate", help="Write English.")]
+Words = Annotated[bool, typer.Option("--words", help="Times of words too; the format is verbose_json.")]
+Temperature = Annotated[float | None, typer.Option(min=0, max=1, help="0 is greedy, and the default.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder for one file of each recording; what is there already is skipped.")
+]
+Url = Annotated[str, typer.Option(help="The gateway.")]
+Model = Annotated[str | None, typer.Option(help="Served model name; the gateway's first if unset.")]
+AtOnce = Annotated[int, typer.Option(min=1, help="Recordings at a time, with --out.")]
+Timeout = Annotated[float, typer.Option(min=0.001, help="Longest silence of the gateway, in seconds.")]
+Key = Annotated[
+    str | None, typer.Option(envvar="PERCEPT_API_KEY", help="Key, where the gateway asks for one.")
+]
+
+
 def transcribe(
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Recordings, videos for their sound; folders too, with --out.", metavar="FILE..."
-        ),
-    ],
-    form: Annotated[Format, typer.Option("--format", help="What is written.")] = "text",
-    language: Annotated[
-        str | None, typer.Option(help="What is spoken, a code or an English name; heard if unset.")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="What was said before, or how words are spelt.")] = None,
-    translate: Annotated[bool, typer.Option("--translate", help="Write English.")] = False,
-    words: Annotated[
-        bool, typer.Option("--words", help="Times of words too; the format is verbose_json.")
-    ] = False,
-    temperature: Annotated[
-        float | None, typer.Option(min=0, max=1, help="0 is greedy, and the default.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for one file of each recording; what is there already is skipped."),
-    ] = None,
-    url: Annotated[str, typer.Option(help="The gateway.")] = "http://127.0.0.1:8000",
-    model: Annotated[
-        str | None, typer.Option(help="Served model name; the gateway's first if unset.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Recordings at a time, with --out.")] = 4,
-    timeout: Annotated[
-        float, typer.Option(min=0.001, help="Longest silence of the gateway, in seconds.")
-    ] = 600.0,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="PERCEPT_API_KEY", help="Key, where the gateway asks for one.")
-    ] = None,
+    files: Files,
+    form: Form = "text",
+    language: Language = None,
+    prompt: Said = None,
+    translate: English = False,
+    words: Words = False,
+    temperature: Temperature = None,
+    out: Out = None,
+    url: Url = "http://127.0.0.1:8000",
+    model: Model = None,
+    concurrency: AtOnce = 4,
+    timeout: Timeout = 600.0,
+    api_key: Key = None,
 ) -> None:
     """Writes down what is said: to the screen as it comes, or into files. Exit status 1 if one failed."""
     from percept.offline.persistent import GatewayGoneError
-    from percept.offline.transcribe import SUFFIXES, Question, plan
+    from percept.offline.transcribe import SUFFIXES, plan
 
     kind: Format = "verbose_json" if words else form
-    options: dict[str, str | None] = {
-        "response_format": kind,
-        "language": language,
-        "prompt": prompt,
-        "temperature": None if temperature is None else str(temperature),
-        "model": model,
-    }
-    fields: dict[str, str | list[str]] = {name: value for name, value in options.items() if value is not None}
-    if words:
-        fields["timestamp_granularities[]"] = ["word", "segment"]
-    question = Question(translate, fields)
+    options = {"language": language, "prompt": prompt, "model": model}
+    question = _question(kind, words, translate, temperature, options)
     try:
         if out is None:
             asyncio.run(_print_all(files, question, url, api_key, timeout))
@@ -90,6 +85,20 @@ def transcribe(
         _stop(str(error), 2)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _question(
+    kind: Format, words: bool, translates: bool, temperature: float | None, options: dict[str, str | None]
+) -> Question:
+    from percept.offline.transcribe import Question
+
+    fields: dict[str, str | list[str]] = {"response_format": kind}
+    fields |= {name: value for name, value in options.items() if value is not None}
+    if temperature is not None:
+        fields["temperature"] = str(temperature)
+    if words:
+        fields["timestamp_granularities[]"] = ["word", "segment"]
+    return Question(translates, fields)
 
 
 async def _print_all(

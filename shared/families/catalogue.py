@@ -365,6 +365,7 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         ("mistralai/Voxtral-Mini-3B-2507", "mistralai/Voxtral-Small-24B-2507"),
         modalities=("audio",),
         embedding_fields={"audio": EmbeddingFields(("audio_embeds",))},
+        speech=SpeechFacts(IN_CONVERSATION, times=False),
         notes="Recordings of any length, heard in windows of 30 seconds.",
     ),
     FamilyFacts(
