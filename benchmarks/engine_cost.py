@@ -19,6 +19,7 @@ from llm_service.engine.batch import RowSource, SampledToken, ScheduledBatch
 from llm_service.engine.engine import Engine
 from llm_service.engine.frames import encode_frame
 from llm_service.engine.messages import AddSequence, SamplingSettings, StepReport, StoppingSettings, ToFront
+from llm_service.engine.sequence import Sequence
 
 SEQUENCE_COUNT = 256
 BLOCK_SIZE = 16
@@ -32,6 +33,10 @@ class IdleRunner:
     def run(self, batch: ScheduledBatch, rows: RowSource) -> list[SampledToken]:
         """See `Runner`."""
         return [SampledToken(item.sequence.sequence_id, TOKEN_ID) for item in batch.items if item.samples]
+
+    def token_seconds(self, sequence: Sequence) -> list[float]:
+        """See `Runner`."""
+        raise NotImplementedError("nobody asks for times here")
 
     def forget(self, sequence_id: int) -> None:
         """See `Runner`."""

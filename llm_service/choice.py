@@ -141,7 +141,11 @@ class Choice:
         if self.text.ending is not None:
             return
         self._last_token_at = time.monotonic()
-        complete = self.text.add(report)
+        try:
+            complete = self.text.add(report)
+        except InternalError as error:
+            self._news.fail(error)
+            return
         if report.first is not None:
             self.prefill = report.first
             self._first_token_at = self._last_token_at

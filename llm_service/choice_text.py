@@ -17,6 +17,7 @@ from llm_service.stop_strings import StopStringFilter
 from llm_service.text_tokenizer import TextTokenizer
 from llm_service.token_table import TokenTable
 from protos.llm.v1 import llm_service_pb2 as pb
+from shared.errors import InternalError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,14 @@ class ChoiceText:
         token_count: tokens that came so far.
     """
 
-    def __init__(self, index: int, plan: GenerationPlan, tokenizer: TextTokenizer) -> None:
+    def __init__(
+        self, index: int, plan: GenerationPlan, tokenizer: TextTokenizer, *, with_times: bool = False
+    ) -> None:
+        """Args:
+        with_times: the last token tells when all were heard.
+        """
+        self._with_times = with_times
+        self._token_seconds: list[float] = []
         self.ending: Ending | None = None
         self.reader: Callable[[str], str] | None = None
         self.token_count = 0
@@ -84,7 +92,7 @@ class ChoiceText:
     def finish_frame(self) -> pb.Finish:
         """The frame that ends the choice, without the request's usage."""
         assert self.ending is not None
-        finish = pb.Finish(choice_index=self._index)
+        finish = pb.Finish(choice_index=self._index, token_seconds=self._token_seconds)
         finish.reason = pb.FINISH_REASON_STOP if self.ending.reason == "stop" else pb.FINISH_REASON_LENGTH
         if self.ending.stop_string is not None:
             finish.stop_string = self.ending.stop_string
@@ -109,6 +117,10 @@ class ChoiceText:
         if held := self._stops.flush():
             self._text.append(held)
         assert report.finish is not None
+        if self._with_times:
+            if report.token_seconds is None:
+                raise InternalError("the engine could not tell when tokens were heard; the log says why")
+            self._token_seconds = report.token_seconds
         named = report.stop_token_id in self._plan.stop_token_ids
         self.ending = Ending(report.finish, stop_token_id=report.stop_token_id if named else None)
 

@@ -18,6 +18,7 @@ from llm_service.choice import Choice, RequestNews
 from llm_service.choice_text import ChoiceText
 from llm_service.context_length import answer_room
 from llm_service.embedding_store import EmbeddingStore
+from llm_service.engine.messages import TokenTimesWish
 from llm_service.engine_client import EngineClient
 from llm_service.laid_out_prompt import LaidOutPrompt
 from llm_service.prompt import Prompt, PromptBuilder
@@ -83,6 +84,7 @@ class Generation:
         self._laid_out: LaidOutPrompt
         self._items: Sequence[Item] = ()
         self._reader: Callable[[str], str] | None = None
+        self._times: TokenTimesWish | None = None
 
     async def frames(self) -> AsyncGenerator[pb.GenerateResponse]:
         """Answers the call.
@@ -200,6 +202,8 @@ class Generation:
         if laid_out.most_new is not None:
             longest = min(longest, laid_out.token_count + laid_out.most_new)
         room = answer_room(laid_out.token_count, self._plan.max_token_count, longest)
+        if self._request.token_times:
+            self._times = self._parts.prompts.times_wish(prompt, laid_out.token_count, media)
         self._stopping = self._plan.stopping(room)
         # The others follow when this one's prompt is in the prefix cache.
         self._choices[0].prefilled = lambda: self._start_others(prompt)
@@ -211,7 +215,9 @@ class Generation:
 
     def _open_choice(self, prompt: Prompt) -> Choice:
         index = len(self._choices)
-        text = ChoiceText(index, self._plan, self._parts.prompts.tokenizer)
+        text = ChoiceText(
+            index, self._plan, self._parts.prompts.tokenizer, with_times=self._request.token_times
+        )
         keys = [item.key for item in prompt.items]
         parts = self._parts
         choice = Choice((self._age, index), keys, text, self._news, parts.engine, parts.store)
@@ -223,5 +229,5 @@ class Generation:
         choice.text.reader = self._reader
         sampling = self._plan.sampling_of(choice.index)
         sequence_id = self._parts.engine.next_sequence_id()
-        message = self._laid_out.sequence(sequence_id, sampling, self._stopping, self._arrival)
+        message = self._laid_out.sequence(sequence_id, sampling, self._stopping, self._arrival, self._times)
         choice.start(message, self._laid_out.item_of_span)

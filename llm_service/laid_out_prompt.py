@@ -10,7 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_service.engine.messages import AddSequence, SamplingSettings, SpanMessage, StoppingSettings
+from llm_service.engine.messages import (
+    AddSequence,
+    SamplingSettings,
+    SpanMessage,
+    StoppingSettings,
+    TokenTimesWish,
+)
 from shared.families.base import ExpandedPrompt
 
 
@@ -65,7 +71,12 @@ class LaidOutPrompt:
         )
 
     def sequence(
-        self, sequence_id: int, sampling: SamplingSettings, stopping: StoppingSettings, arrival: float
+        self,
+        sequence_id: int,
+        sampling: SamplingSettings,
+        stopping: StoppingSettings,
+        arrival: float,
+        token_times: TokenTimesWish | None = None,
     ) -> AddSequence:
         """The message that starts one choice."""
         return AddSequence(
@@ -79,4 +90,5 @@ class LaidOutPrompt:
             stopping=stopping,
             arrival=arrival,
             variant=self.variant,
+            token_times=token_times,
         )

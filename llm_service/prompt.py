@@ -17,6 +17,7 @@ from llm_service.chat_template import ChatMessage, ChatTemplate
 from llm_service.context_length import COUNTED_CONTEXTS, check_countable, check_length
 from llm_service.conversation import media_indexes, message_part, protected, turn_end
 from llm_service.encoder_prompt import EncoderPrompts
+from llm_service.engine.messages import TokenTimesWish
 from llm_service.item_writer import ItemWriter, placeholder_ids
 from llm_service.laid_out_prompt import LaidOutPrompt
 from llm_service.prompt_items import Item, checked_items, count_text, modality_of
@@ -117,7 +118,7 @@ class PromptBuilder:
         if self._tasks is not None:
             self._tasks.check_items(len(items))
         if request.token_times:
-            raise InvalidRequestError("this model does not tell when tokens are heard", param="token_times")
+            self._check_times(request)
         modalities = [item.modality for item in items]
         self._encoder_prompts.check(request)
         render = self._renderer(request, modalities, max_model_len)
@@ -142,6 +143,24 @@ class PromptBuilder:
             prompt = replace(prompt, items=self._in_order(prompt.token_ids, items))
         self._check_tokens(prompt.token_ids, prompt.items)
         return prompt
+
+    def _check_times(self, request: pb.GenerateRequest) -> None:
+        if not isinstance(self._layout, WritesSpeech) or not self._layout.tells_times:
+            raise InvalidRequestError("this model does not tell when tokens are heard", param="token_times")
+        if request.stopping.stop_strings:
+            raise InvalidRequestError(
+                "times of tokens and stop strings exclude each other", param="token_times"
+            )
+
+    def times_wish(self, prompt: Prompt, token_count: int, media: Sequence[MediaInfo]) -> TokenTimesWish:
+        """What the engine must know to tell when tokens of the answer are heard.
+
+        Args:
+            token_count: of the prompt with all rows.
+        """
+        assert isinstance(self._layout, WritesSpeech)
+        first = token_count + len(prompt.rules.leading)
+        return TokenTimesWish(first, self._layout.sounding_rows(media[0]))
 
     def _encoded(self, rendered: RenderedText, max_model_len: int) -> list[int]:
         return encode_bounded(

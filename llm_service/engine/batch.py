@@ -91,6 +91,11 @@ class Runner(Protocol):
         """Computes keys and values of all parts; one token for each item that samples, in order."""
         ...
 
+    def token_seconds(self, sequence: Sequence) -> list[float]:
+        """When each generated token of a sequence is heard that has `token_times`, has ended and has its
+        blocks still."""
+        ...
+
     def forget(self, sequence_id: int) -> None:
         """Drops what is kept for a sequence (its random generator). Unknown ids are no error."""
         ...

@@ -268,6 +268,7 @@ class Engine:
         finish = sequence.finish_reason(self.max_model_len)
         first = self._prefill_report(sequence, now) if sequence.output_count == 1 else None
         self._counters.generated_token_count += 1
+        seconds = self._token_seconds(sequence) if finish is not None else None
         if finish is not None:
             self._end(sequence.sequence_id)
         return TokenReport(
@@ -278,7 +279,18 @@ class Engine:
             logprob=token.logprob,
             top=token.top,
             first=first,
+            token_seconds=seconds,
         )
+
+    def _token_seconds(self, sequence: Sequence) -> list[float] | None:
+        """None where nobody asked, and where the runner has a bug: then the front says so."""
+        if sequence.token_times is None:
+            return None
+        try:
+            return self._runner.token_seconds(sequence)
+        except Exception:
+            logger.exception("times of sequence %d", sequence.sequence_id)
+            return None
 
     def _prefill_report(self, sequence: Sequence, now: float) -> PrefillReport:
         assert sequence.scheduled_at is not None and sequence.cached_count is not None

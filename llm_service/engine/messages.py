@@ -132,6 +132,19 @@ class SpanMessage(msgspec.Struct, frozen=True):
         return self.start + self.length + self.tail
 
 
+class TokenTimesWish(msgspec.Struct, frozen=True):
+    """Tell when a sequence's tokens are heard.
+
+    Attributes:
+        first: the first token of the answer proper, counted from the sequence's beginning:
+            what stands before has no time.
+        row_count: the recording's rows that hold sound; what follows is silence that fills it up.
+    """
+
+    first: int
+    row_count: int
+
+
 class AddSequence(msgspec.Struct, tag=True, frozen=True):
     """Front to engine: a prompt whose layout is known, to be continued.
 
@@ -144,6 +157,7 @@ class AddSequence(msgspec.Struct, tag=True, frozen=True):
         spans: in order, not overlapping.
         arrival: when the request came; older ones go first.
         variant: which set of weights computes it; see `ExpandedPrompt`.
+        token_times: set where the end is to tell when tokens are heard.
     """
 
     sequence_id: int
@@ -156,6 +170,7 @@ class AddSequence(msgspec.Struct, tag=True, frozen=True):
     stopping: StoppingSettings
     arrival: float
     variant: str = ""
+    token_times: TokenTimesWish | None = None
 
 
 class ArenaTensor(msgspec.Struct, frozen=True):
@@ -262,6 +277,8 @@ class TokenReport(msgspec.Struct, frozen=True):
         logprob: of the token, in the model's raw distribution, when asked for.
         top: the likeliest alternatives with their log probabilities.
         first: set with the sequence's first token.
+        token_seconds: set with the last token where they were asked for: when each generated
+            token is heard; None where they could not be told.
     """
 
     sequence_id: int
@@ -271,6 +288,7 @@ class TokenReport(msgspec.Struct, frozen=True):
     logprob: float | None = None
     top: list[tuple[int, float]] | None = None
     first: PrefillReport | None = None
+    token_seconds: list[float] | None = None
 
 
 class RowsUsed(msgspec.Struct, frozen=True):

@@ -13,7 +13,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from llm_service.engine.messages import AddSequence, SamplingSettings, SpanMessage, StoppingSettings
+from llm_service.engine.messages import (
+    AddSequence,
+    SamplingSettings,
+    SpanMessage,
+    StoppingSettings,
+    TokenTimesWish,
+)
 
 FinishReason = Literal["stop", "length"]
 
@@ -28,6 +34,7 @@ class Sequence:
         positions: int64 (axes, prompt_length) rotary positions of the prompt.
         next_position: position of the first generated token, on every axis.
         variant: which set of weights computes it, "" for the plain one.
+        token_times: set where its end tells when its tokens are heard.
         switched: it is computed as the model computes sequences that have passed its
             `switch_length`; see `ChoosesByRow`.
         computed_count: leading tokens whose keys and values are in the blocks.
@@ -59,6 +66,7 @@ class Sequence:
         self.spans: list[SpanMessage] = message.spans
         self.sampling: SamplingSettings = message.sampling
         self.stopping: StoppingSettings = message.stopping
+        self.token_times: TokenTimesWish | None = message.token_times
         _check_spans(self.spans, self.prompt_length)
 
         self.computed_count = 0

@@ -13,6 +13,7 @@ import torch
 
 from llm_service.engine.batch import RowSource, SampledToken, ScheduledBatch, ScheduledSequence
 from llm_service.engine.messages import EngineSettings
+from llm_service.engine.sequence import Sequence
 from llm_service.runner.attention.context import AttentionBackend, AttentionContext
 from llm_service.runner.attention.registration import CONTEXT_KEYWORD
 from llm_service.runner.cuda_graphs import DecodeGraphs
@@ -26,6 +27,7 @@ from llm_service.runner.row_runs import are_plain, row_runs, switch_length
 from llm_service.runner.sampling.sampler import Sampler, is_plain, sampled_tokens
 from llm_service.runner.sequence_states import SequenceStates
 from llm_service.runner.step_sequences import step_sequences
+from llm_service.runner.token_times import TokenTimes
 from shared.families.base import LanguageModel
 
 
@@ -82,6 +84,7 @@ class ModelRunner:
         self._row_placer = RowPlacer(*size, device)
         self._extra_rows = ExtraRows(model.extra_widths, size[0], dtype, device)
         self._states = SequenceStates(model.state_shapes, settings.max_num_seqs, dtype, device)
+        self._times = TokenTimes(model, cache)
         self.max_held = self._states.capacity
         self.shares_prefixes = not model.state_shapes
 
@@ -95,6 +98,7 @@ class ModelRunner:
             return self._replay(self._graphs, batch.items)
         step = self._buffers.fill(batch)
         hidden = self._forward(step, rows)
+        self._times.keep(step.items)
         sampling = [item.sequence for item in step.items if item.samples]
         tokens: dict[int, SampledToken] = {}
         if sampling:
@@ -107,6 +111,12 @@ class ModelRunner:
         """Drops what is kept for a sequence. Unknown ids are no error."""
         self._sampler.forget(sequence_id)
         self._states.drop([sequence_id])
+        self._times.forget(sequence_id)
+
+    @torch.inference_mode()
+    def token_seconds(self, sequence: Sequence) -> list[float]:
+        """When each generated token of a sequence that has ended is heard; see `TokenTimes.seconds`."""
+        return self._times.seconds(sequence)
 
     def warm_up(self) -> None:
         """Computes two small steps, so that the first request does not pay for first uses."""

@@ -50,12 +50,14 @@ class LookingStep:
         cache: where keys and values are.
         text_slots, item_slots: int64 (n,), where the step's own keys and values go.
         parts: the step's text, sequence by sequence.
+        queries: takes what the text of each layer that is in it looks at items with.
     """
 
     cache: Any
     text_slots: torch.Tensor
     item_slots: torch.Tensor
     parts: list[LookingPart]
+    queries: dict[int, torch.Tensor] | None = None
 
     def attend(
         self,
@@ -81,6 +83,8 @@ class LookingStep:
         # Behind the slots there may be a row that only stands for "no text at all".
         if len(slots):
             self.cache.write(layer, slots, key[: len(slots)], value[: len(slots)])
+        if looks and self.queries is not None and layer in self.queries:
+            self.queries[layer] = query if scaling is None else query * scaling
         keys, values = (pool[layer].flatten(0, 1) for pool in (self.cache.keys, self.cache.values))
         output = torch.zeros_like(query, memory_format=torch.contiguous_format)
         for part in self.parts:

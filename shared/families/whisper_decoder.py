@@ -11,6 +11,7 @@ Knows tensors and slots. Does not know sound.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from shared.families.alignment import Alignment
 from shared.families.base import Checkpoint, KvLayout, StateShape
 from shared.families.decoder import DecoderModule
 from shared.families.looking import StepSequence
@@ -38,6 +40,7 @@ class WhisperTextDecoder:
     Attributes:
         module: the decoder and its output layer.
         config: the whole model's.
+        alignment: see `TellsTimes`.
     """
 
     looks_at_items = True
@@ -45,8 +48,12 @@ class WhisperTextDecoder:
     extra_widths: Mapping[str, int] = MappingProxyType({})
     state_shapes: Mapping[str, StateShape] = MappingProxyType({})
 
-    def __init__(self, module: nn.Module, config: Any) -> None:
+    def __init__(self, module: nn.Module, config: Any, alignment: Alignment | None = None) -> None:
         assert isinstance(module, DecoderModule)
+        self.alignment = alignment
+        self._queries: dict[int, torch.Tensor] = (
+            {} if alignment is None else dict.fromkeys(alignment.layers, torch.zeros(0))
+        )
         self.module = module
         self.config = config
         self._model: Any = module.model
@@ -79,6 +86,7 @@ class WhisperTextDecoder:
         assert sum(sequence.count for sequence in sequences) == len(inputs_embeds), "rows of nobody"
         text, heard = rows_of(sequences, inputs_embeds.device)
         step = plan_step(attention["attention_context"], sequences, text, heard)
+        step = replace(step, queries=self._queries)
         embeds, places = inputs_embeds[text], positions[:, text]
         if not len(text):
             # Modeling code that shapes its tensors by their number of elements needs a row.
@@ -93,6 +101,10 @@ class WhisperTextDecoder:
         hidden = torch.zeros_like(inputs_embeds)
         hidden[text] = output.last_hidden_state[0, : len(text)]
         return hidden
+
+    def looking_queries(self, layer: int) -> torch.Tensor:
+        """See `TellsTimes`."""
+        return self._queries[layer]
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -113,4 +125,5 @@ def load_whisper_decoder(
         tied = bool(getattr(config, "tie_word_embeddings", True))
         return DecoderModule(WhisperDecoder(config), int(config.d_model), int(config.vocab_size), tied)
 
-    return WhisperTextDecoder(load_half(build, checkpoint, "language", prefixes, device, dtype), config)
+    module = load_half(build, checkpoint, "language", prefixes, device, dtype)
+    return WhisperTextDecoder(module, config, Alignment.of(checkpoint))

@@ -6,12 +6,14 @@ of it again. Knows tokens and the rules of answers. Does not know weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from shared.errors import InvalidRequestError
+from shared.families.alignment import ROW_SECONDS, Alignment
 from shared.families.base import Checkpoint, ExpandedPrompt, MediaInfo, Modality, Span
 from shared.families.encoder_prompts import check_reads_no_text
 from shared.families.looking import padding_behind
@@ -52,6 +54,7 @@ class WhisperLayout:
         suppressed: never chosen.
         first_suppressed: not chosen as an answer's first token.
         most_initial: see `TimestampRule`.
+        tells_times: see `WritesSpeech`.
         most_previous: tokens of what was said before, its mark included, that the model was trained with.
     """
 
@@ -66,6 +69,7 @@ class WhisperLayout:
     first_suppressed: tuple[int, ...]
     most_initial: int | None
     most_previous: int
+    tells_times: bool = False
     chat_template: str = TEMPLATE
 
     @classmethod
@@ -95,6 +99,7 @@ class WhisperLayout:
             first_suppressed=tuple(found.get("begin_suppress_tokens") or ()),
             most_initial=found.get("max_initial_timestamp_index"),
             most_previous=position_count // 2,
+            tells_times=Alignment.of(checkpoint) is not None,
         )
 
     def placeholder_ids(self) -> Mapping[Modality, int]:
@@ -126,6 +131,14 @@ class WhisperLayout:
         """See `TakesEncoderPrompt`. An empty decoder prompt begins as the model does."""
         check_reads_no_text(encoder_ids)
         return list(decoder_ids) or [self.start_id]
+
+    def sounding_rows(self, info: MediaInfo) -> int:
+        """See `WritesSpeech`. A row has two frames, the last of which may sound in part."""
+        if info.duration is None:
+            return info.row_count
+        # A duration is a number of samples by their rate: what is lost in that is far below a row.
+        frames = math.ceil(2 * info.duration / ROW_SECONDS - 1e-6)
+        return min(info.row_count, frames // 2)
 
     def speech_prompt(self, task: SpeechTask) -> tuple[str, str]:
         """See `WritesSpeech`. A language that is not said is left to `rules`."""

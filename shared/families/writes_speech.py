@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from shared.families.base import PromptLayout
+from shared.families.base import MediaInfo, PromptLayout
 from shared.families.token_rules import SpeechTask, TokenRules
 
 
@@ -21,6 +21,13 @@ class WritesSpeech(PromptLayout, Protocol):
 
     chat_template: str
     """Renders messages where the checkpoint has no template of its own."""
+
+    tells_times: bool
+    """Whether it can be told when tokens of an answer are heard: see `Alignment`."""
+
+    def sounding_rows(self, info: MediaInfo) -> int:
+        """A recording's rows that hold sound; behind them is silence that fills up the window."""
+        ...
 
     def speech_prompt(self, task: SpeechTask) -> tuple[str, str]:
         """What stands in front of and behind `previous_text` in the prompt.

@@ -27,10 +27,12 @@ from llm_service.engine.messages import (
     ToEngine,
     ToFront,
     TokenReport,
+    TokenTimesWish,
 )
 from shared.checkpoint import find_checkpoint
 from shared.families import load_family
-from shared.families.base import AudioClip, EncodedItem, Features, Hears
+from shared.families.base import AudioClip, EncodedItem, ExpandedPrompt, Features, Hears
+from shared.families.writes_speech import WritesSpeech
 from shared.torch_tensors import to_raw
 
 ARENA_BYTES = 1 << 20
@@ -113,8 +115,13 @@ class EngineFront:
         max_token_count: int = 16,
         stop_token_ids: Run[int] = (),
         sampling: SamplingSettings | None = None,
+        times_behind: int | None = None,
     ) -> int:
-        """Sends a prompt with one placeholder for each key and returns the sequence's id."""
+        """Sends a prompt with one placeholder for each key and returns the sequence's id.
+
+        Args:
+            times_behind: asks when tokens are heard, of all behind so many of the answer's first.
+        """
         prompt = self._layout.expand(token_ids, [self._items[key].info for key in keys])
         sequence_id = next(self._ids)
         self.reports[sequence_id] = []
@@ -134,9 +141,15 @@ class EngineFront:
             stopping=StoppingSettings(max_token_count, stop_token_ids=list(stop_token_ids)),
             arrival=float(sequence_id),
             variant=prompt.variant,
+            token_times=None if times_behind is None else self._wish(prompt, keys, times_behind),
         )
         self._send(message)
         return sequence_id
+
+    def _wish(self, prompt: ExpandedPrompt, keys: Run[str], behind: int) -> TokenTimesWish:
+        assert isinstance(self._layout, WritesSpeech)
+        rows = self._layout.sounding_rows(self._items[keys[0]].info)
+        return TokenTimesWish(len(prompt.token_ids) + behind, rows)
 
     def take(self, messages: Iterable[ToFront]) -> None:
         """Takes the engine's messages in and answers its questions for rows at once."""

@@ -41,4 +41,4 @@ def to_cpu_kernels(
     if isinstance(model, Decoder):
         return CpuDecoder(take_weights(model, team), model.kv_layout, team, most)
     weights = take_looking_weights(model, team)
-    return CpuLookingDecoder(weights, model.kv_layout, model.item_multiple, team, most)
+    return CpuLookingDecoder(weights, model.kv_layout, model.item_multiple, team, most, model.alignment)

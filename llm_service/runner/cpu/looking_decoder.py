@@ -18,6 +18,7 @@ from llm_service.runner.attention.context import AttentionContext
 from llm_service.runner.attention.registration import CONTEXT_KEYWORD
 from llm_service.runner.cpu.looking_weights import LookingLayer, LookingWeights
 from llm_service.runner.kv_cache import KvCache
+from shared.families.alignment import Alignment
 from shared.families.base import KvLayout, StateShape
 from shared.families.looking import StepSequence
 from shared.families.looking_attention import rows_of, text_count
@@ -37,14 +38,22 @@ class CpuLookingDecoder:
     state_shapes: Mapping[str, StateShape] = MappingProxyType({})
 
     def __init__(
-        self, weights: LookingWeights, layout: KvLayout, item_multiple: int, team: Team, max_tokens: int
+        self,
+        weights: LookingWeights,
+        layout: KvLayout,
+        item_multiple: int,
+        team: Team,
+        max_tokens: int,
+        alignment: Alignment | None = None,
     ) -> None:
         """Takes the step's memory.
 
         Args:
             item_multiple: see `LooksAtItems`.
             max_tokens: most tokens of a step.
+            alignment: see `TellsTimes`.
         """
+        self.alignment = alignment
         self._weights = weights
         self._team = team
         self._dtype = weights.positions.dtype
@@ -82,7 +91,8 @@ class CpuLookingDecoder:
         assert context.shape is not None, "a step without its shape"
         assert sum(sequence.count for sequence in sequences) == len(inputs_embeds), "rows of nobody"
         if self._step is None or self._step.cache is not context.cache:
-            self._step = _Step(self._weights, context.cache, self._team, self._max_tokens)
+            apart = () if self.alignment is None else self.alignment.layers
+            self._step = _Step(self._weights, context.cache, self._team, self._max_tokens, apart)
         text, seen = rows_of(sequences, inputs_embeds.device)
         if len(seen):
             self._step.fill(inputs_embeds[seen], context.slots[seen])
@@ -95,6 +105,11 @@ class CpuLookingDecoder:
         spread = torch.zeros_like(inputs_embeds)
         spread[text] = hidden
         return spread
+
+    def looking_queries(self, layer: int) -> torch.Tensor:
+        """See `TellsTimes`."""
+        assert self._step is not None, "no step has run"
+        return self._step.queries(layer)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -113,7 +128,12 @@ class _Step:
         cache: whose slots the programs write and read.
     """
 
-    def __init__(self, weights: LookingWeights, cache: KvCache, team: Team, max_tokens: int) -> None:
+    def __init__(
+        self, weights: LookingWeights, cache: KvCache, team: Team, max_tokens: int, apart: Sequence[int]
+    ) -> None:
+        """Args:
+        apart: layers whose queries across can be read after a run.
+        """
         self.cache = cache
         self._weights = weights
         self._rows, self._sequences, self._seen_rows = Count(), Count(), Count()
@@ -126,6 +146,7 @@ class _Step:
         self._hidden, self._normed, self._attended = buffer(width), buffer(width), buffer(width)
         self._states, self._fed = buffer(3 * width), buffer(weights.layers[0].narrow.weight.depth)
         self._query, self._seen, self._seen_states = buffer(width), buffer(width), buffer(2 * width)
+        self._apart = {layer: buffer(width) for layer in apart}
         # Nothing is rotated: the operation serves to copy rows into slots.
         self._ones = torch.ones(most, heads.width // 2)
         self._zeros = torch.zeros_like(self._ones)
@@ -164,6 +185,13 @@ class _Step:
         self._bind(context, text, sequences)
         self._program.run()
         return self._normed[:count]
+
+    def queries(self, layer: int) -> torch.Tensor:
+        """(text, heads, head_dim) of the last run, scaled."""
+        heads = self._weights.heads
+        rows = self._apart[layer][: self._rows.value]
+        scale: float = heads.width**-0.5
+        return rows.view(-1, heads.query, heads.width) * scale
 
     def _bind(self, context: AttentionContext, text: torch.Tensor, sequences: Sequence[StepSequence]) -> None:
         """Points the program at the slots, tables and lengths of a step's text."""
@@ -229,8 +257,9 @@ class _Step:
         program.attention(self._sequences, self._among[-1])
         self._linear(self._attended, layer.text_output, self._hidden, residual=self._hidden)
         self._norm(self._hidden, layer.look_norm, self._normed)
-        self._linear(self._normed, layer.query, self._query)
-        self._across.append(self._plan(index, self._query, causal=False))
+        query = self._apart.get(index, self._query)
+        self._linear(self._normed, layer.query, query)
+        self._across.append(self._plan(index, query, causal=False))
         program.attention(self._sequences, self._across[-1])
         self._linear(self._attended, layer.look_output, self._hidden, residual=self._hidden)
         self._norm(self._hidden, layer.feed_norm, self._normed)

@@ -99,7 +99,7 @@ class GenerateRequest(_message.Message):
     token_times: _builtins.bool
     """Tell in each `finish` when every token is heard; see Finish.token_seconds.
     Refused by models that are not of Whisper's kind, by checkpoints that do not
-    name their alignment heads, and for prompts without a recording.
+    name their alignment heads, and beside stop strings.
     """
     @_builtins.property
     def conversation(self) -> Global___Conversation:
@@ -715,9 +715,11 @@ class Finish(_message.Message):
 
     @_builtins.property
     def token_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """For each generated token of this choice, when it begins to be heard: seconds
-        from the recording's beginning, never falling. The last token has the time of
-        the one before. Empty where not asked for.
+        """For each generated token of this choice, until when it is heard: seconds from
+        the recording's beginning, never falling; it begins where the one before ends.
+        0 for what the prompt had left open (language, task, times); the last token
+        has the time of the one before. transformers calls them `token_timestamps`.
+        Empty where not asked for.
         """
 
     def __init__(

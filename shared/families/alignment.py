@@ -1,0 +1,95 @@
+"""When tokens are heard: from the attention of a few heads that follow what is said.
+
+Knows the method of Whisper's authors as transformers has it. Does not know where the weights come from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from shared.families.base import Checkpoint
+from shared.families.looking import LooksAtItems
+from shared.families.time_warping import first_rows
+
+if TYPE_CHECKING:
+    import torch
+
+ROW_SECONDS = 0.02
+"""Of a recording that one of the encoder's states stands for: two frames of 10 ms."""
+
+_FILTER_WIDTH = 7
+"""Where the configuration says none; Whisper's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """What a checkpoint says about its heads.
+
+    Attributes:
+        heads: layer and head of each that follows what is said.
+        filter_width: rows that a median is taken of; odd.
+    """
+
+    heads: tuple[tuple[int, int], ...]
+    filter_width: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Alignment | None:
+        """None where the checkpoint names no heads."""
+        heads = checkpoint.generation_config.get("alignment_heads")
+        if not heads:
+            return None
+        width = checkpoint.config.get("median_filter_width") or _FILTER_WIDTH
+        return cls(tuple((int(layer), int(head)) for layer, head in heads), int(width))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that have such heads, rising."""
+        return tuple(sorted({layer for layer, _ in self.heads}))
+
+    def token_seconds(self, weights: torch.Tensor) -> list[float]:
+        """When each token is heard, in seconds from the recording's beginning, not falling.
+
+        transformers' `_extract_token_timestamps`: weights are normalised over the tokens,
+        smoothed by a median over the rows and averaged over the heads; then tokens and rows
+        are brought together by dynamic time warping.
+
+        Args:
+            weights: float32 (heads, tokens, rows), attention of these heads in their order.
+        """
+        import torch
+
+        deviation, mean = torch.std_mean(weights, dim=1, keepdim=True, correction=0)
+        # A single token deviates from nothing.
+        scores = torch.nan_to_num((weights - mean) / deviation)
+        smooth = torch.stack([_median(head, self.filter_width) for head in scores])
+        rows = first_rows(-smooth.mean(dim=0).cpu().double().numpy())
+        return [float(row) * ROW_SECONDS for row in rows]
+
+
+@runtime_checkable
+class TellsTimes(LooksAtItems, Protocol):
+    """A `LooksAtItems` whose heads tell when tokens are heard."""
+
+    alignment: Alignment | None
+    """None where the checkpoint names no heads."""
+
+    def looking_queries(self, layer: int) -> torch.Tensor:
+        """What the last step's text looked with: (rows of text, heads, head_dim), scaled.
+
+        Args:
+            layer: one of `alignment.layers`.
+        """
+        ...
+
+
+def _median(scores: torch.Tensor, width: int) -> torch.Tensor:
+    """Of each entry of (tokens, rows) and its neighbours on both sides, mirrored at the ends."""
+    from torch.nn import functional
+
+    side = width // 2
+    if scores.shape[-1] <= side:
+        return scores
+    padded = functional.pad(scores[None], (side, side), mode="reflect")[0]
+    return padded.unfold(-1, width, 1).sort()[0][..., side]
