@@ -9,7 +9,7 @@ import asyncio
 import codecs
 import re
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gateway.conductor import Assignment, Conductor
 from gateway.media import ResolvedItem
@@ -72,9 +72,19 @@ class PieceAnswer:
         else:
             text = frame.delta.text
         self.tokens += new
+        if frame.finish.token_seconds:
+            self._set_times(frame.finish.token_seconds)
         self.text += text
         self.new_text += text
         self.news.append(frame)
+
+    def _set_times(self, ends: Sequence[float]) -> None:
+        """Each token is heard from where the one before ends."""
+        starts = [0.0, *ends[:-1]]
+        self.tokens = [
+            replace(token, start_s=start, end_s=end)
+            for token, start, end in zip(self.tokens, starts, ends, strict=True)
+        ]
 
 
 def tokens_of(frame: llm_service_pb2.GenerateResponse) -> list[Token]:

@@ -6,13 +6,14 @@ Knows OpenAI's response objects. Does not know how they travel.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gateway.transcribing import Part, PieceAnswer, tokens_of
 from gateway.transcription_request import SpeechRequest
 from shared.families.languages import language_name
 from shared.transcript import Segment, Token, segments_of
+from shared.words import Word, words_of
 
 Json = dict[str, Any]
 
@@ -106,7 +107,20 @@ def verbose_object(
         answer["segments"] = [
             _segment_object(number, segment, asked.form.temperature) for number, segment in enumerate(found)
         ]
+    if asked.form.wants_words:
+        answer["words"] = [
+            {"word": word.text.strip(), "start": round(word.start_s, 3), "end": round(word.end_s, 3)}
+            for word in _words(answers, found, "english" if asked.translates else language)
+        ]
     return answer | {"usage": usage_object(seconds)}
+
+
+def _words(answers: Sequence[PieceAnswer], found: Sequence[Segment], language: str) -> Iterator[Word]:
+    """The words of all segments."""
+    ends = {answer.piece.start_s: answer.piece.end_s for answer in answers}
+    for segment in found:
+        tokens = [token for token in segment.tokens if token.is_text]
+        yield from words_of(tokens, language, segment.seek_s, ends[segment.seek_s])
 
 
 def whole_text(answers: Sequence[PieceAnswer], asked: SpeechRequest) -> str:

@@ -81,6 +81,7 @@ class SpeechRequest:
             ),
             stopping=llm_service_pb2.StoppingParameters(max_token_count=self._most_tokens(piece)),
             top_logprobs=0,
+            token_times=form.wants_words,
         )
         if self.facts.instructions is None:
             request.transcription.CopyFrom(

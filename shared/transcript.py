@@ -22,13 +22,15 @@ class Token:
     Attributes:
         raw: its bytes; marks and times are written out.
         logprob: natural logarithm of its probability.
-        start_s: when it begins to be heard, in seconds from its recording's beginning, where known.
+        start_s, end_s: from when to when it is heard, in seconds from its piece's beginning; 0
+            where nobody asked.
     """
 
     token_id: int
     raw: bytes
     logprob: float
-    start_s: float | None = None
+    start_s: float = 0.0
+    end_s: float = 0.0
 
     @property
     def time(self) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,6 +77,42 @@ class Reference:
     def offsets(self, ids: list[int]) -> list[tuple[str, float, float]]:
         found = self.processor.tokenizer.decode(ids, output_offsets=True)["offsets"]
         return [(part["text"], *part["timestamp"]) for part in found if part["text"].strip()]
+
+    def words(self, samples: Any, language: str) -> list[tuple[str, float, float]]:
+        """Of each segment, with their times."""
+        from transformers.models.whisper.tokenization_whisper import _collate_word_timestamps
+
+        # Only plain attention gives its weights away.
+        self.model.set_attn_implementation("eager")
+        with torch.no_grad():
+            output = self.model.generate(
+                **self.processor.feature_extractor(
+                    samples, sampling_rate=RATE, return_tensors="pt", return_attention_mask=True
+                ),
+                language=language,
+                task="transcribe",
+                return_timestamps=True,
+                return_token_timestamps=True,
+                do_sample=False,
+                max_new_tokens=TOKENS,
+                force_unique_generate_call=True,
+            )
+        ids, ends = output["sequences"][0].tolist()[3:], output["token_timestamps"][0].tolist()[3:]
+        times = list(zip([0.0, *ends], ends, strict=False))
+        zero = self.processor.tokenizer.convert_tokens_to_ids("<|0.00|>")
+        runs: list[list[int]] = [[]]
+        for index, token in enumerate(ids):
+            if token >= zero and index and ids[index - 1] >= zero:
+                runs.append([])
+            if token < zero and token not in self.processor.tokenizer.all_special_ids:
+                runs[-1].append(index)
+        found = []
+        for run in runs:
+            told = _collate_word_timestamps(
+                self.processor.tokenizer, [ids[i] for i in run], [times[i] for i in run], "german", False
+            )
+            found += [(word["text"].strip(), *word["timestamp"]) for word in told if word["text"].strip()]
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +191,40 @@ def test_segments_are_those_of_transformers(client: openai.OpenAI, reference: Re
         assert got.usage.seconds == SECONDS
         spoken = {"en": "english", "de": "german", "fr": "french"}[reference.language(samples)]
         assert got.language == spoken
+
+
+def test_words_are_those_of_transformers(client: openai.OpenAI, reference: Reference) -> None:
+    for seed in range(3):
+        samples = sound(15 + seed, SECONDS)
+        expected = reference.words(samples, "de")
+        fields = {"language": "de", "response_format": "verbose_json"}
+        both = write_down(client, file_of(samples), **fields, timestamp_granularities=["word", "segment"])
+        words = [(word.word, word.start, word.end) for word in both.words]
+        assert [text for text, *_ in words] == [text for text, *_ in expected]
+        assert [time for _, *times in words for time in times] == pytest.approx(
+            [time for _, *times in expected for time in times], abs=2e-3
+        )
+        plain = write_down(client, file_of(samples), **fields)
+        assert both.segments == plain.segments and plain.words is None
+        alone = write_down(client, file_of(samples), **fields, timestamp_granularities=["word"])
+        assert alone.words == both.words and alone.segments is None
+
+
+def test_words_of_a_long_recording_stay_in_their_pieces(client: openai.OpenAI) -> None:
+    samples = long_recording(23, 11.0)
+    answer = write_down(
+        client,
+        file_of(samples),
+        response_format="verbose_json",
+        timestamp_granularities=["word", "segment"],
+    )
+    starts = piece_starts(samples, RATE, SECONDS * RATE)
+    edges = [start / RATE for start in starts] + [11.0]
+    for word in answer.words:
+        assert 0 <= word.start <= word.end <= 11.0
+        assert any(a - 1e-3 <= word.start <= word.end <= b + 1e-3 for a, b in itertools.pairwise(edges))
+    pieces = {max(edge for edge in edges if edge <= word.start) for word in answer.words}
+    assert len(pieces) > 1
 
 
 def long_recording(seed: int, seconds: float) -> Any:
