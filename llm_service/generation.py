@@ -18,7 +18,7 @@ from llm_service.choice import Choice, RequestNews
 from llm_service.choice_text import ChoiceText
 from llm_service.context_length import answer_room
 from llm_service.embedding_store import EmbeddingStore
-from llm_service.engine.messages import TokenTimesWish
+from llm_service.engine.times_wish import TokenTimesWish
 from llm_service.engine_client import EngineClient
 from llm_service.laid_out_prompt import LaidOutPrompt
 from llm_service.prompt import Prompt, PromptBuilder

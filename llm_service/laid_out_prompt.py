@@ -15,8 +15,8 @@ from llm_service.engine.messages import (
     SamplingSettings,
     SpanMessage,
     StoppingSettings,
-    TokenTimesWish,
 )
+from llm_service.engine.times_wish import TokenTimesWish
 from shared.families.base import ExpandedPrompt
 
 

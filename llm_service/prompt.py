@@ -17,7 +17,7 @@ from llm_service.chat_template import ChatMessage, ChatTemplate
 from llm_service.context_length import COUNTED_CONTEXTS, check_countable, check_length
 from llm_service.conversation import media_indexes, message_part, protected, turn_end
 from llm_service.encoder_prompt import EncoderPrompts
-from llm_service.engine.messages import TokenTimesWish
+from llm_service.engine.times_wish import TokenTimesWish
 from llm_service.item_writer import ItemWriter, placeholder_ids
 from llm_service.laid_out_prompt import LaidOutPrompt
 from llm_service.prompt_items import Item, checked_items, count_text, modality_of

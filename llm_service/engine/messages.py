@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from llm_service.engine.times_wish import TokenTimesWish
 from shared.families.token_rules import NO_RULES, TokenRules
 
 DataType = Literal["float32", "float16", "bfloat16"]
@@ -130,19 +131,6 @@ class SpanMessage(msgspec.Struct, frozen=True):
     def whole_end(self) -> int:
         """The first token behind all that no chunk may cut apart."""
         return self.start + self.length + self.tail
-
-
-class TokenTimesWish(msgspec.Struct, frozen=True):
-    """Tell when a sequence's tokens are heard.
-
-    Attributes:
-        first: the first token of the answer proper, counted from the sequence's beginning:
-            what stands before has no time.
-        row_count: the recording's rows that hold sound; what follows is silence that fills it up.
-    """
-
-    first: int
-    row_count: int
 
 
 class AddSequence(msgspec.Struct, tag=True, frozen=True):

@@ -18,8 +18,8 @@ from llm_service.engine.messages import (
     SamplingSettings,
     SpanMessage,
     StoppingSettings,
-    TokenTimesWish,
 )
+from llm_service.engine.times_wish import TokenTimesWish
 
 FinishReason = Literal["stop", "length"]
 

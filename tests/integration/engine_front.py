@@ -27,8 +27,8 @@ from llm_service.engine.messages import (
     ToEngine,
     ToFront,
     TokenReport,
-    TokenTimesWish,
 )
+from llm_service.engine.times_wish import TokenTimesWish
 from shared.checkpoint import find_checkpoint
 from shared.families import load_family
 from shared.families.base import AudioClip, EncodedItem, ExpandedPrompt, Features, Hears
