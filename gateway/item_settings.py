@@ -13,8 +13,8 @@ the values mean: the family checks them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from shared.errors import InvalidRequestError
@@ -40,6 +40,7 @@ class ItemSettings:
 
     Attributes:
         texts: canonical JSON by modality; a modality that is not in it has "".
+        audio_beside_pictures: that of a recording in a prompt with pictures; None: the same.
         frame_rate: frames per second that a list of frames is said to have.
         frame_list_text: the text of a list of frames, whose rate is no rule for sampling.
         from_request: fields by which the request asked for some of it.
@@ -49,6 +50,13 @@ class ItemSettings:
     frame_rate: float | None = None
     frame_list_text: str = ""
     from_request: frozenset[str] = frozenset()
+    audio_beside_pictures: str | None = None
+
+    def among(self, modalities: Collection[ModalityName]) -> ItemSettings:
+        """The settings of items in a prompt that holds such items."""
+        if self.audio_beside_pictures is None or "image" not in modalities:
+            return self
+        return replace(self, texts={**self.texts, "audio": self.audio_beside_pictures})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +104,7 @@ class SettingsRules:
             from_request=frozenset(
                 name for name, said in ((PROCESSOR_FIELD, processor), (MEDIA_IO_FIELD, video)) if said
             ),
+            audio_beside_pictures=_beside_pictures(merged["audio"], facts),
         )
 
     def _check(self, processor: Values, facts: FamilyFacts | None) -> None:
@@ -170,6 +179,12 @@ def request_path(param: str) -> str | None:
     if path[2:3] == [_MEDIA_IO]:
         return ".".join([MEDIA_IO_FIELD, "video", *path[3:]])
     return ".".join([PROCESSOR_FIELD, *path[2:]])
+
+
+def _beside_pictures(settings: Values, facts: FamilyFacts | None) -> str | None:
+    if facts is None or not facts.audio_settings_beside_pictures:
+        return None
+    return canonical({**facts.audio_settings_beside_pictures, **settings})
 
 
 def _without_defaults(media_io: Values) -> dict[str, Any]:

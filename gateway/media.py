@@ -98,6 +98,7 @@ class MediaResolver:
         Raises:
             PerceptError: with the failing part's path as its param.
         """
+        settings = settings.among({part.modality for part in parts})
         tasks: list[asyncio.Task[ResolvedItem]] = []
         try:
             async with asyncio.TaskGroup() as group:

@@ -138,12 +138,11 @@ class Loaded:
 
     def generate(self, inputs: dict[str, Any], count: int) -> list[int]:
         """Greedy tokens, exactly `count` of them."""
-        if self.overrides.generate is not None:
-            with torch.no_grad():
-                return self.overrides.generate(self.model, inputs, count)
         running = self.overrides.running
         within = nullcontext() if running is None else running(self.model, self.folder, inputs)
         with torch.no_grad(), within:
+            if self.overrides.generate is not None:
+                return self.overrides.generate(self.model, inputs, count)
             output = self.model.generate(
                 **inputs,
                 max_new_tokens=count,

@@ -93,6 +93,8 @@ class FamilyFacts:
         video_settings: those that one video may have; None: the same as a picture.
         audio_settings: those that one recording may have.
         speech: how it writes down recordings; None where it is not asked to.
+        audio_settings_beside_pictures: what a recording is processed with in a prompt that holds
+            pictures, where nobody says otherwise.
         several: whether one prompt may hold several items.
         notes: what else a user should know; one sentence, or "".
         other_model_types: further values of `model_type`, of the same model in other layouts.
@@ -107,6 +109,7 @@ class FamilyFacts:
     video_settings: tuple[str, ...] | None = None
     audio_settings: tuple[str, ...] = ()
     speech: SpeechFacts | None = None
+    audio_settings_beside_pictures: Mapping[str, str] = field(default_factory=dict)
     several: bool = True
     notes: str = ""
     other_model_types: tuple[str, ...] = ()
@@ -182,6 +185,15 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         settings=("min_pixels", "max_pixels", "size"),
     ),
     FamilyFacts(
+        "granite_speech",
+        "granite_speech:GraniteSpeechFamily",
+        ("ibm-granite/granite-speech-3.3-2b", "ibm-granite/granite-speech-3.3-8b"),
+        modalities=("audio",),
+        embedding_fields={"audio": EmbeddingFields(("audio_embeds",))},
+        speech=SpeechFacts(IN_CONVERSATION, times=False),
+        notes="Recordings of any length; prompts with recordings are computed with the checkpoint's adapter.",
+    ),
+    FamilyFacts(
         "idefics3",
         "idefics3:Idefics3Family",
         ("HuggingFaceM4/Idefics3-8B-Llama3",),
@@ -246,9 +258,17 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         "phi4_multimodal",
         "phi4_multimodal:Phi4MultimodalFamily",
         ("microsoft/Phi-4-multimodal-instruct",),
-        embedding_fields={"image": EmbeddingFields(("image_embeds",))},
+        modalities=("image", "audio"),
+        embedding_fields={
+            "image": EmbeddingFields(("image_embeds",)),
+            "audio": EmbeddingFields(("audio_embeds",)),
+        },
         settings=("dynamic_hd", "num_crops"),
-        notes="Prompts with pictures are computed with the checkpoint's adapter for them.",
+        audio_settings=("audio_projection_mode",),
+        audio_settings_beside_pictures={"audio_projection_mode": "vision"},
+        speech=SpeechFacts(IN_CONVERSATION, times=False),
+        notes="Prompts with pictures, and those with recordings alone, are computed with the checkpoint's"
+        " adapters for them.",
         other_model_types=("phi4mm",),
     ),
     FamilyFacts(

@@ -6,7 +6,7 @@ a tile or a frame: the family does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -18,11 +18,12 @@ Run = tuple[int, int, int]
 
 
 def grow_rows(
-    token_ids: Sequence[int], row_id: int, runs: Sequence[Run], *, splittable: bool = True
+    token_ids: Sequence[int], row_id: int | Collection[int], runs: Sequence[Run], *, splittable: bool = True
 ) -> ExpandedPrompt:
     """Repeats each `row_id` as often as its run has rows.
 
     Args:
+        row_id: a token, or several that stand for items of different kinds.
         runs: in the order of their tokens.
         splittable: see `Span`.
 
@@ -32,13 +33,14 @@ def grow_rows(
     Raises:
         InvalidRequestError: there are more or fewer tokens than runs.
     """
-    count = sum(token == row_id for token in token_ids)
+    row_ids = {row_id} if isinstance(row_id, int) else set(row_id)
+    count = sum(token in row_ids for token in token_ids)
     if count != len(runs):
         raise InvalidRequestError(f"the prompt has {count} places for {len(runs)} pictures, tiles or frames")
     expanded: list[int] = []
     spans: list[Span] = []
     for token in token_ids:
-        if token != row_id:
+        if token not in row_ids:
             expanded.append(token)
             continue
         item, first_row, length = runs[len(spans)]

@@ -8,17 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
+from shared.families.adapted_decoder import AdaptedDecoder
 from shared.families.base import RowRun
-from shared.families.decoder import Decoder
 from shared.families.longrope import LongRope, switch_length
-from shared.families.lora import attach_adapters
 from shared.families.lora_files import Adapter
 
 
-class Phi4Decoder(Decoder):
+class Phi4Decoder(AdaptedDecoder):
     """The LLM half with its weights and adapters; see `ChoosesByRow`."""
 
     def __init__(
@@ -27,36 +25,16 @@ class Phi4Decoder(Decoder):
         """Args:
         adapters: by the variant that each makes.
         """
-        super().__init__(module, text_config, axes)
-        self.variants = frozenset(adapters)
+        super().__init__(module, text_config, axes, adapters)
         self.switch_length = switch_length(text_config)
-        self._device = self._output_weight.device
-        self._adapted = attach_adapters(module, adapters)
         self._rope: LongRope | None = None
         if self.switch_length is not None:
             self._rope = self._model.rotary_emb = LongRope(text_config, self._device)
 
-    @torch.inference_mode()
-    def forward(
-        self,
-        inputs_embeds: torch.Tensor,
-        positions: torch.Tensor,
-        *,
-        runs: Sequence[RowRun] = (),
-        **attention: Any,
-    ) -> torch.Tensor:
-        """See `LanguageModel`.
-
-        Raises:
-            ValueError: rows of a variant that the checkpoint has no adapter for.
-        """
-        unknown = {run.variant for run in runs} - self.variants - {""}
-        if unknown:
-            raise ValueError(f"there is no adapter for {', '.join(sorted(unknown))}")
-        self._adapted.choose(runs, self._device)
+    def _choose(self, runs: Sequence[RowRun]) -> None:
+        super()._choose(runs)
         if self._rope is not None:
             self._rope.choose(runs)
-        return super().forward(inputs_embeds, positions, **attention)
 
 
 def build_text_model(config: Any) -> nn.Module:

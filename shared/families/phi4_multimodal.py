@@ -1,9 +1,9 @@
-"""Phi-4-multimodal: pictures in tiles of their own resolution, adapters for prompts with pictures, and
-rotary frequencies that depend on a sequence's length.
+"""Phi-4-multimodal: pictures in tiles of their own resolution, recordings (`phi4_speech.py`), adapters for
+prompts with either, and rotary frequencies that depend on a sequence's length.
 
 Takes checkpoints in transformers' layout, with adapters in folders, and as the authors
 published them (`phi4_original.py`). Knows both halves of the family, each made apart.
-Speech is not served: its tensors stay unread. Does not know who runs the halves.
+Does not know who runs the halves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +18,8 @@ import numpy as np
 from shared.errors import BadEmbeddingsError, InvalidRequestError
 from shared.families.base import (
     MAIN_TENSOR,
+    AudioClip,
     EncodedItem,
-    ExpandedPrompt,
     Features,
     Grid,
     LanguageModel,
@@ -36,6 +35,7 @@ from shared.families.dynamic_hd import Tiling
 from shared.families.embeddings import check_fields, check_rows
 from shared.families.image_processor import check_shape, read_image_settings
 from shared.families.lora_files import Adapter, adapter_in, has_adapter
+from shared.families.phi4_layout import Phi4Layout
 from shared.families.phi4_original import (
     ADAPTER_ENDS,
     IMAGE_PROCESSOR,
@@ -44,7 +44,7 @@ from shared.families.phi4_original import (
     is_original,
     native_config,
 )
-from shared.families.plain_layout import PlainLayout
+from shared.families.phi4_speech import SECONDS_IN_ONE_GO, SPEECH, VISION, Phi4Ears, hear
 from shared.families.video_settings import FrameRecipe, read_recipe
 
 if TYPE_CHECKING:
@@ -68,8 +68,11 @@ MOST_TILES = ("dynamic_hd", "num_crops")
 IMAGE_TEXT = "<|endoftext10|>"
 """The placeholder where the tokenizer's configuration says nothing of it, as on the hub."""
 
-VISION = "vision"
-ADAPTER_FOLDERS: Mapping[str, str] = {VISION: "vision-lora"}
+SOUND_ROWS = "audio_embeds"
+AUDIO_TEXT = "<|endoftext11|>"
+"""The same for recordings."""
+
+ADAPTER_FOLDERS: Mapping[str, str] = {VISION: "vision-lora", SPEECH: "speech-lora"}
 """Folders of a checkpoint that hold adapters, as the hub's does, by the variant that they make."""
 
 IMAGE_DEFAULTS: Mapping[str, Any] = {
@@ -83,17 +86,19 @@ IMAGE_DEFAULTS: Mapping[str, Any] = {
 """Those of transformers' Phi4MultimodalImageProcessor."""
 
 PREFIXES: Prefixes = {
-    "model.embed_tokens_extend.image_embed.": ("encoder", ""),
-    "model.embed_tokens_extend.audio_embed.": ("neither", ""),
+    "model.embed_tokens_extend.": ("encoder", ""),
     "model.": ("language", "model."),
     "lm_head.": ("language", "lm_head."),
 }
 
 
 class Phi4Preprocessor(PicturesAlone):
-    """Pictures and precomputed embeddings; see `Preprocessor`."""
+    """Pictures, recordings and precomputed embeddings; see `Hears`."""
 
     def __init__(self, checkpoint: Checkpoint, config: Any) -> None:
+        self._ears = Phi4Ears(checkpoint, config)
+        self.sampling_rate = self._ears.sampling_rate
+        self.most_samples = SECONDS_IN_ONE_GO * self.sampling_rate
         settings = image_settings(checkpoint)
         self._tiling = read_tiling(checkpoint, config, settings)
         self._most = int(settings["dynamic_hd"])
@@ -116,8 +121,16 @@ class Phi4Preprocessor(PicturesAlone):
         cost = (1 + tiles[0] * tiles[1]) * self._tiling.patches**2
         return Features(info, {PICTURE: np.asarray(picture)}, cost)
 
+    def preprocess_audio(self, clip: AudioClip, settings: Mapping[str, Any]) -> Features:
+        """See `Hears`; see `Phi4Ears`."""
+        return self._ears.features(clip, settings)
+
     def accept_embeddings(self, modality: Modality, fields: Mapping[str, RawTensor]) -> EncodedItem:
-        """See `Preprocessor`. Field: `image_embeds` (rows, hidden)."""
+        """See `Preprocessor`. Field: `image_embeds` or `audio_embeds` (rows, hidden)."""
+        if modality == "audio":
+            check_fields(fields, required=(SOUND_ROWS,), optional=())
+            count = check_rows(SOUND_ROWS, fields[SOUND_ROWS], self._hidden_size)
+            return EncodedItem(MediaInfo(count), {MAIN_TENSOR: fields[SOUND_ROWS]})
         check_fields(fields, required=(ROWS,), optional=())
         rows = check_rows(ROWS, fields[ROWS], self._hidden_size)
         least, most = self._tiling.row_count((1, 1)), self._tiling.most_rows(self._most)
@@ -185,21 +198,35 @@ def read_tiling(checkpoint: Checkpoint, config: Any, settings: Mapping[str, Any]
 
 
 class Phi4Tower(InOneGo):
-    """Vision tower and projection with their weights; see `Tower`."""
+    """Towers and projections of pictures and of recordings with their weights; see `Tower`."""
 
-    def __init__(self, module: nn.Module, hidden_size: int, tiling: Tiling, recipe: FrameRecipe) -> None:
+    def __init__(self, module: Any, hidden_size: int, tiling: Tiling, recipe: FrameRecipe) -> None:
         """Args:
-        module: transformers' image embedding, which holds the tower.
+        module: transformers' image embedding and audio embedding, which hold the towers.
         """
-        self._module: Any = module
+        self._module: Any = module.image_embed
+        self._ears: Any = module.audio_embed
         self._tiling = tiling
         self._recipe = recipe
         self.hidden_size = hidden_size
 
     def encode(self, batch: Sequence[Features]) -> list[dict[str, torch.Tensor]]:
-        """See `Tower`. Tiles attend to themselves alone."""
+        """See `Tower`."""
         import torch
 
+        seen = iter(self._see([features for features in batch if PICTURE in features.arrays]))
+        with torch.inference_mode():
+            return [
+                {MAIN_TENSOR: next(seen) if PICTURE in features.arrays else hear(self._ears, features)}
+                for features in batch
+            ]
+
+    def _see(self, batch: Sequence[Features]) -> Sequence[torch.Tensor]:
+        """Rows of each picture. Tiles attend to themselves alone."""
+        import torch
+
+        if not batch:
+            return []
         weight = self._module.img_projection_up.weight
         with torch.inference_mode():
             made = [self.pixels(features) for features in batch]
@@ -211,8 +238,7 @@ class Phi4Tower(InOneGo):
             projected = self._module.img_projection_down(
                 torch.nn.functional.gelu(self._module.img_projection_up(rows))
             )
-        counts = [features.info.row_count for features in batch]
-        return [{MAIN_TENSOR: part} for part in torch.split(projected, counts)]
+        return torch.split(projected, [features.info.row_count for features in batch])
 
     def pixels(self, features: Features) -> tuple[torch.Tensor, torch.Tensor]:
         """What the tower is shown of a picture, on its device: first the whole, then the tiles.
@@ -257,36 +283,11 @@ class Phi4Tower(InOneGo):
         return torch.cat([lines, ends], dim=1).flatten(0, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Phi4Layout:
-    """Placeholders grow to rows; prompts with pictures are computed with the adapter for them.
-
-    Attributes:
-        plain: what grows placeholders.
-        variant: of prompts with pictures.
-    """
-
-    plain: PlainLayout
-    variant: str
-
-    def placeholder_ids(self) -> Mapping[Modality, int]:
-        """See `PromptLayout`."""
-        return self.plain.placeholder_ids()
-
-    def placeholder_text(self, modality: Modality) -> str:
-        """See `PromptLayout`."""
-        return self.plain.placeholder_text(modality)
-
-    def expand(self, token_ids: Sequence[int], media: Sequence[MediaInfo]) -> ExpandedPrompt:
-        """See `PromptLayout`. Positions are int64 (1, tokens)."""
-        expanded = self.plain.expand(token_ids, media)
-        return replace(expanded, variant=self.variant) if media else expanded
-
-
 class Phi4MultimodalFamily(CommonFamily):
     """Factory of the parts of one Phi-4-multimodal checkpoint; see `Family`."""
 
     model_type = "phi4_multimodal"
+    modalities: tuple[Modality, ...] = ("image", "audio")
 
     def config(self) -> Any:
         """See `Family`."""
@@ -303,9 +304,9 @@ class Phi4MultimodalFamily(CommonFamily):
 
         config, settings = self.config(), image_settings(self._checkpoint)
         tiling = read_tiling(self._checkpoint, config, settings)
-        config.vision_config._attn_implementation = "sdpa"
+        config.vision_config._attn_implementation = config.audio_config._attn_implementation = "sdpa"
         module = load_half(
-            lambda: _build_image_embedding(config),
+            lambda: _build_towers(config),
             self._checkpoint,
             "encoder",
             PREFIXES,
@@ -318,10 +319,14 @@ class Phi4MultimodalFamily(CommonFamily):
 
     def prompt_layout(self) -> PromptLayout:
         """See `Family`."""
-        vision = self._checkpoint.config.get("vision_config") or {}
-        image_id = int(vision.get("image_token_id", 200010))
-        plain = PlainLayout(image_id, self._image_text(image_id))
-        return Phi4Layout(plain, VISION if VISION in self._adapters() else "")
+        own = self._checkpoint.config
+        image_id = int((own.get("vision_config") or {}).get("image_token_id", 200010))
+        audio_id = int((own.get("audio_config") or {}).get("audio_token_id", 200011))
+        texts: dict[Modality, str] = {
+            "image": self._text_of("image_token", image_id, IMAGE_TEXT),
+            "audio": self._text_of("audio_token", audio_id, AUDIO_TEXT),
+        }
+        return Phi4Layout({"image": image_id, "audio": audio_id}, texts, frozenset(self._adapters()))
 
     def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
         """See `Family`. Adapters are read where the checkpoint has them."""
@@ -351,24 +356,29 @@ class Phi4MultimodalFamily(CommonFamily):
         folders = {name: self._checkpoint.folder / folder for name, folder in ADAPTER_FOLDERS.items()}
         return {name: adapter_in(folder) for name, folder in folders.items() if has_adapter(folder)}
 
-    def _image_text(self, image_id: int) -> str:
-        """The placeholder's text, as the tokenizer's configuration names it."""
+    def _text_of(self, name: str, token_id: int, default: str) -> str:
+        """A placeholder's text, as the tokenizer's configuration names it."""
         file = self._checkpoint.folder / "tokenizer_config.json"
         try:
             settings = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             settings = {}
         named = settings.get("extra_special_tokens")
-        if isinstance(named, dict) and "image_token" in named:
-            return str(named["image_token"])
-        added = settings.get("added_tokens_decoder", {}).get(str(image_id), {})
-        return str(settings.get("image_token") or added.get("content", IMAGE_TEXT))
+        if isinstance(named, dict) and name in named:
+            return str(named[name])
+        added = settings.get("added_tokens_decoder", {}).get(str(token_id), {})
+        return str(settings.get(name) or added.get("content", default))
 
 
-def _build_image_embedding(config: Any) -> nn.Module:
+def _build_towers(config: Any) -> nn.Module:
+    from torch import nn
     from transformers.models.phi4_multimodal import modeling_phi4_multimodal as modeling
 
-    module: Any = modeling.Phi4MultimodalImageEmbedding(config)
+    from shared.families.phi4_speech import build_audio_embedding
+
+    module: Any = nn.Module()
+    module.image_embed = modeling.Phi4MultimodalImageEmbedding(config)
+    module.audio_embed = build_audio_embedding(config)
     for part in module.modules():
         if isinstance(part, modeling.Phi4MultimodalVisionAttention):
             # The class says otherwise, and its call through SDPA believes it where no tile is padded.

@@ -27,6 +27,22 @@ RENAMED: Mapping[str, str] = {
     "img_projection.2.bias": "img_projection_down.bias",
     "glb_GN": "global_img_feature_extensor",
     "sub_GN": "sub_img_feature_extensor",
+    **{
+        f".net.{index}.{end}": f".{name}.{end.removeprefix('linear.')}"
+        for index, part, name in ((0, "linear.", "gate_up_proj"), (2, "", "down_proj"))
+        for end in (f"{part}weight", f"{part}bias")
+    },
+    **{
+        f".self_attn.linear_{old}.{end}": f".self_attn.{new}_proj.{end}"
+        for old, new in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "o"))
+        for end in ("weight", "bias")
+    },
+    **{
+        f"audio_projection.{mode}.{index}.{end}": f"{name}_proj_for_{of}.{end}"
+        for mode, of in (("speech", "speech"), ("vision", "vision_speech"))
+        for index, name in ((0, "up"), (2, "down"))
+        for end in ("weight", "bias")
+    },
 }
 """Ends of tensors' names, and those of transformers' own classes."""
 
@@ -51,8 +67,31 @@ _DROPPED = (
     "transformers_version",
     "vision_lora",
 )
-"""What says nothing to transformers' own class, or is said in another way. The configuration of the ear is
-left at its defaults: nothing is read of it."""
+"""What says nothing to transformers' own class, or is said in another way."""
+
+_HEARING: Mapping[str, str] = {
+    "attention_dim": "hidden_size",
+    "attention_heads": "num_attention_heads",
+    "linear_units": "intermediate_size",
+    "depthwise_seperable_out_channel": "depthwise_separable_out_channel",
+} | {
+    name: name
+    for name in (
+        "activation",
+        "chunk_size",
+        "conv_activation",
+        "conv_glu_type",
+        "depthwise_multiplier",
+        "dropout_rate",
+        "ext_pw_out_channel",
+        "input_size",
+        "kernel_size",
+        "left_chunk",
+        "num_blocks",
+        "time_reduction",
+    )
+}
+"""Fields of the audio encoder, and transformers' names for them."""
 
 
 def is_original(checkpoint: Checkpoint) -> bool:
@@ -73,11 +112,24 @@ def native_config(checkpoint: Checkpoint) -> Any:
         pictures = checkpoint.config["embd_layer"]["image_embd_layer"]
         vision = dict(checkpoint.config.get("vision_config") or {}) | {"crop_size": pictures["crop_size"]}
         kept = {name: value for name, value in checkpoint.config.items() if name not in _DROPPED}
-        return Phi4MultimodalConfig(**kept | {"vision_config": vision})
+        parts = {"vision_config": vision, "audio_config": _audio_config(checkpoint.config)}
+        return Phi4MultimodalConfig(**kept | parts)
     # As in `model_config`: wrong fields come as errors of many kinds.
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise InvalidRequestError(f"{file} is not valid: {type(error).__name__}: {reason}") from error
+
+
+def _audio_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The audio encoder's fields by transformers' names."""
+    stated = config["audio_processor"]["config"]
+    fields = {ours: stated[theirs] for theirs, ours in _HEARING.items() if theirs in stated}
+    fields["nemo_conv_channels"] = stated["nemo_conv_settings"]["conv_channels"]
+    fields["bias_max_distance"] = stated["relative_attention_bias_args"]["t5_bias_max_distance"]
+    fields["downsample_rate"] = config["embd_layer"]["audio_embd_layer"]["downsample_rate"]
+    return fields | {
+        name: value for name, value in (config.get("audio_config") or {}).items() if name == "audio_token_id"
+    }
 
 
 def adapter_of(checkpoint: Checkpoint, name: str) -> Adapter | None:

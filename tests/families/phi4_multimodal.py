@@ -1,9 +1,10 @@
 """Phi-4-multimodal, tiny: tiles of 64 pixels in 32 x 32 patches, which its processor counts on; adapters in
-folders beside the weights; frequencies that switch where a prompt of three pictures passes them."""
+folders beside the weights; frequencies that switch where a prompt of three pictures passes them; a
+recording of more than 40 seconds is cut by the encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ TEMPLATE = (
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<|image|>"
+    "{% elif part['type'] == 'audio' %}<|audio|>"
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 MARKS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
-TILE, PATCH = 64, 2
+TILE, PATCH, BANDS = 64, 2, 80
+PLACEHOLDER = "<|audio|>"
 SWITCH = 1024
 LONGEST_ANSWER = 64
 CONTEXT = 8192
@@ -78,6 +81,7 @@ def build(
             "depthwise_separable_out_channel": 32,
             "nemo_conv_channels": 32,
             "bias_max_distance": 10,
+            "input_size": BANDS,
             "audio_token_id": tokenizer.convert_tokens_to_ids("<|audio|>"),
         },
     )
@@ -94,6 +98,8 @@ def build(
                 "size": {"height": TILE, "width": TILE},
                 "patch_size": PATCH,
                 "dynamic_hd": 4,
+                "feature_size": BANDS,
+                "sampling_rate": 16000,
                 "image_mean": HALF,
                 "image_std": HALF,
             },
@@ -111,11 +117,19 @@ def build(
 
 
 def with_small_rows(model: Any) -> None:
-    """Rows of pictures as large as those of words: no norm stands between the tower and its projection."""
+    """Rows of pictures as large as those of words: no norm stands between the tower and its projection.
+
+    Means and factors of spectrograms, which are no parameters, become random too.
+    """
     import torch
 
+    embed = model.model.embed_tokens_extend
     with torch.no_grad():
-        model.model.embed_tokens_extend.image_embed.img_projection_down.weight *= 0.03
+        embed.image_embed.img_projection_down.weight *= 0.03
+        drawn = embed.audio_embed.encoder.embed.out.weight.flatten()
+        norm = embed.audio_embed.encoder.encoder_embedding
+        norm.global_mean.copy_(8 + drawn[:BANDS])
+        norm.global_invstd.copy_(0.25 + 0.1 * drawn[BANDS : 2 * BANDS].abs())
 
 
 def rope() -> dict[str, Any]:
@@ -149,25 +163,75 @@ def image_features(model: Any, inputs: Mapping[str, Any]) -> list[Any]:
     return [embeds[ids == model.config.vision_config.image_token_id]]
 
 
+def audio_features(model: Any, inputs: Mapping[str, Any]) -> list[Any]:
+    """Rows of each recording, as the whole model puts them in the placeholders' places."""
+    import torch
+
+    mode = "vision" if "image_pixel_values" in inputs else "speech"
+    audio_id, width = model.config.audio_config.audio_token_id, model.config.hidden_size
+    rows = []
+    for features, count in inputs["heard"]:
+        ids = torch.full((1, int(count)), audio_id)
+        rows.append(
+            model.model.embed_tokens_extend.audio_embed(
+                ids,
+                torch.zeros(1, int(count), width),
+                audio_input_features=features,
+                audio_embed_sizes=count,
+                audio_projection_mode=mode,
+            )[0]
+        )
+    return rows
+
+
 def make_inputs(
-    processor: Any, text: str, pictures: list[Any], videos: list[Any], arguments: Mapping[str, Any]
+    processor: Any,
+    text: str,
+    pictures: list[Any],
+    videos: list[Any],
+    arguments: Mapping[str, Any],
+    recordings: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """The processor's, and no key-value cache where the answer passes the switch.
 
-    transformers drops the cache there and computes the last token without the others.
+    transformers drops the cache there and computes the last token without the others. Each recording
+    is processed by itself: beside longer ones the encoder would see its padding.
     """
-    shown = {"images": pictures} if pictures else {}
+    made = [
+        processor.audio_processor(samples, sampling_rate=16_000, return_tensors="pt")
+        for samples in recordings
+    ]
+    heard = [(one["audio_input_features"], one["audio_embed_sizes"]) for one in made]
+    shown: dict[str, Any] = {"images": pictures} if pictures else {}
+    shown |= {"audio": list(recordings), "sampling_rate": 16_000} if recordings else {}
     inputs = dict(processor(text=[text], return_tensors="pt", **shown, **arguments))
+    inputs |= {"heard": heard} if heard else {}
+    inputs |= {"audio_input_features": heard[0][0], "audio_embed_sizes": heard[0][1]} if heard else {}
     length = inputs["input_ids"].shape[1]
     return inputs | ({"use_cache": False} if SWITCH - LONGEST_ANSWER < length <= SWITCH else {})
 
 
 def running(model: Any, folder: Path, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """With the adapter for pictures where there are any, as `model.set_adapter("vision")` does."""
-    adapter = folder / "vision-lora"
-    if "image_pixel_values" not in inputs or not adapter.is_dir():
-        return nullcontext()
-    return merged_weights(model, adapter)
+    """With the adapter for pictures where there are any, or that for recordings; see `model.set_adapter`."""
+    seen, heard = "image_pixel_values" in inputs, "heard" in inputs
+    adapter = folder / ("vision-lora" if seen else "speech-lora")
+    return merged_weights(model, adapter) if (seen or heard) and adapter.is_dir() else nullcontext()
+
+
+def generate(model: Any, inputs: Mapping[str, Any], count: int) -> list[int]:
+    """Greedy tokens, behind embeddings where several recordings are heard."""
+    import torch
+
+    given = {name: value for name, value in inputs.items() if name != "heard"}
+    if len(inputs.get("heard", ())) > 1:
+        ids = inputs["input_ids"]
+        pictures = {name: given[name] for name in given if name.startswith("image_")}
+        embeds = model.model.embed_tokens_extend(ids, model.model.embed_tokens(ids), **pictures).clone()
+        embeds[ids == model.config.audio_config.audio_token_id] = torch.cat(audio_features(model, inputs))
+        kept = {name: given[name] for name in ("use_cache", "attention_mask") if name in given}
+        given = {"inputs_embeds": embeds, **kept}
+    output = model.generate(**given, max_new_tokens=count, min_new_tokens=count, do_sample=False)
+    return [int(token) for token in output[0, -count:]]
 
 
 def tower_pixels(tower: Any, features: Any) -> dict[str, Any]:
@@ -179,8 +243,7 @@ def tower_pixels(tower: Any, features: Any) -> dict[str, Any]:
 CASE = FamilyCase(
     "phi4_multimodal",
     build,
-    encoder_names=("model.embed_tokens_extend.image_embed.",),
-    unread_names=("model.embed_tokens_extend.audio_embed.",),
+    encoder_names=("model.embed_tokens_extend.",),
     variants={
         "": {},
         "without_adapters": {"adapters": False},
@@ -188,6 +251,7 @@ CASE = FamilyCase(
     },
     sizes=((64, 48), (30, 70)),
     least_side=12,
+    longest=42.0,
     chunk=96,
     tower_pixels=tower_pixels,
     oracle=OracleOverrides(
@@ -195,6 +259,8 @@ CASE = FamilyCase(
         load_processor=load_processor,
         make_inputs=make_inputs,
         image_features=image_features,
+        audio_features=audio_features,
+        generate=generate,
         # Through SDPA its tower attends causally where no picture is padded, and else not.
         load_arguments={"attn_implementation": {"": "sdpa", "vision_config": "eager"}},
         running=running,

@@ -24,7 +24,7 @@ from tests.laying_out import Layouter
 from tests.oracle import Oracle, Recording
 
 COUNT = 12
-BLOCKS = {"ultravox": 36, "voxtral": 110}
+BLOCKS = {"granite_speech": 36, "phi4_multimodal": 45, "ultravox": 36, "voxtral": 110}
 """Families that are tested here, and so few blocks that their prompts of eight do not all fit."""
 
 Parts = tuple[str | int, ...]

@@ -1,4 +1,4 @@
-"""Phi-4-multimodal's pictures: tiles by setting, and what is refused."""
+"""Phi-4-multimodal: tiles by setting, recordings alone and beside pictures, and what is refused."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from PIL import Image
 from shared.checkpoint import read_checkpoint
 from shared.errors import BadEmbeddingsError, BadMediaError, InvalidRequestError
 from shared.families import load_family
-from shared.families.base import Family, Grid, MediaInfo, RawTensor
+from shared.families.base import AudioClip, Family, Grid, Hears, MediaInfo, RawTensor
 from shared.families.dynamic_hd import Tiling
-from tests.asking import picture
+from tests.asking import picture, sound
 from tests.families.phi4_multimodal import CASE
 from tests.oracle import Oracle
 from tests.unit.families.conftest import Build
@@ -144,3 +144,36 @@ def change_processor(folder: Path, change: dict[str, Any]) -> None:
 def image_id(folder: Path) -> int:
     config = json.loads((folder / "config.json").read_text())
     return int(config["vision_config"]["image_token_id"])
+
+
+def test_recordings_alone_and_beside_pictures(family: GetFamily) -> None:
+    """Each has an adapter of its own, and a projection, which a setting chooses."""
+    parts = family(NAME)
+    layout, preprocessor = parts.prompt_layout(), parts.preprocessor()
+    ids = layout.placeholder_ids()
+    media = [MediaInfo(3), MediaInfo(2)]
+    assert layout.expand([ids["audio"]], media[:1]).variant == "speech"
+    both = layout.expand([ids["audio"], 5, ids["image"]], media)
+    assert both.variant == "vision"
+    assert both.token_ids == [*[ids["audio"]] * 3, 5, *[ids["image"]] * 2]
+    clip = AudioClip(sound(1, 1.0), 16_000)
+    assert isinstance(preprocessor, Hears)
+    made = [
+        preprocessor.preprocess_audio(clip, settings)
+        for settings in ({}, {"audio_projection_mode": "speech"}, {"audio_projection_mode": "vision"})
+    ]
+    alone, the_same, beside = (rows["embeds"] for rows in parts.tower(CPU, torch.float32).encode(made))
+    assert torch.equal(alone, the_same)
+    assert not torch.allclose(alone, beside, atol=0.1)
+
+
+@pytest.mark.parametrize(("count", "fits"), [(1, False), (399, False), (400, True)])
+def test_the_shortest_recording_is_a_frame(count: int, fits: bool, family: GetFamily) -> None:
+    preprocessor = family(NAME).preprocessor()
+    assert isinstance(preprocessor, Hears)
+    clip = AudioClip(sound(1, 1.0)[:count], 16_000)
+    if fits:
+        assert preprocessor.preprocess_audio(clip, {}).info.row_count == 1
+        return
+    with pytest.raises(BadMediaError, match="too short"):
+        preprocessor.preprocess_audio(clip, {})

@@ -15,11 +15,13 @@ from shared.checkpoint import WEIGHTS_FILE, read_checkpoint
 from shared.errors import InvalidRequestError
 from shared.families import load_family
 from shared.families.base import Family, MediaInfo, RowRun
-from tests.asking import picture
+from tests.asking import picture, sound
 from tests.families.parts.lora import PREFIX
 from tests.families.parts.lora import WEIGHTS_FILE as ADAPTER_FILE
 from tests.families.phi4_multimodal import TARGETS, TILE
+from tests.items import features_of
 from tests.laying_out import Layouter
+from tests.oracle import Recording
 from tests.unit.families.conftest import Build
 from tests.unit.families.parameters import HALVES, load
 
@@ -32,13 +34,30 @@ OLDER = {
     f"{EMBED}image_embed.global_img_feature_extensor": f"{EMBED}image_embed.glb_GN",
     f"{EMBED}image_embed.sub_img_feature_extensor": f"{EMBED}image_embed.sub_GN",
     f"{EMBED}audio_embed.up_proj_for_speech.": f"{EMBED}audio_embed.audio_projection.speech.0.",
+    f"{EMBED}audio_embed.down_proj_for_speech.": f"{EMBED}audio_embed.audio_projection.speech.2.",
+    f"{EMBED}audio_embed.up_proj_for_vision_speech.": f"{EMBED}audio_embed.audio_projection.vision.0.",
+    f"{EMBED}audio_embed.down_proj_for_vision_speech.": f"{EMBED}audio_embed.audio_projection.vision.2.",
 }
+HEARING = {
+    "_in.gate_up_proj.": "_in.net.0.linear.",
+    "_out.gate_up_proj.": "_out.net.0.linear.",
+    "_in.down_proj.": "_in.net.2.",
+    "_out.down_proj.": "_out.net.2.",
+    "self_attn.q_proj.": "self_attn.linear_q.",
+    "self_attn.k_proj.": "self_attn.linear_k.",
+    "self_attn.v_proj.": "self_attn.linear_v.",
+    "self_attn.o_proj.": "self_attn.linear_out.",
+}
+"""Parts of the names of the audio encoder's tensors."""
 
 
 def older_name(name: str) -> str:
     """The authors' name for a tensor of transformers' layout."""
     if name.startswith("model.layers.") and name.split(".")[-2] in TARGETS:
         return name.replace(".weight", ".base_layer.weight")
+    if name.startswith(f"{EMBED}audio_embed.encoder."):
+        part = next((part for part in HEARING if part in name), None)
+        return name if part is None else name.replace(part, HEARING[part])
     begin = next((begin for begin in OLDER if name.startswith(begin)), None)
     return name if begin is None else OLDER[begin] + name.removeprefix(begin)
 
@@ -53,8 +72,11 @@ def publish(source: Path, target: Path) -> Path:
     save_file(tensors, target / WEIGHTS_FILE)
     config = json.loads((source / "config.json").read_text())
     rope = config.pop("rope_parameters")
-    for name in ("audio_config", "dtype", "transformers_version"):
+    audio = config.pop("audio_config")
+    for name in ("dtype", "transformers_version"):
         config.pop(name, None)
+    # The tiny vocabulary's token; the authors' files leave it to their code.
+    config["audio_config"] = {"audio_token_id": audio["audio_token_id"]}
     config |= {
         "model_type": "phi4mm",
         "architectures": ["Phi4MMForCausalLM"],
@@ -64,7 +86,7 @@ def publish(source: Path, target: Path) -> Path:
             "image_embd_layer": {"crop_size": TILE, "hd_transform_order": "sub_glb"},
             "audio_embd_layer": {"downsample_rate": 1},
         },
-        "audio_processor": {"name": "cascades", "config": {"attention_dim": 32}},
+        "audio_processor": {"name": "cascades", "config": older_hearing(audio)},
         "img_processor": None,
         "rope_theta": rope["rope_theta"],
         "partial_rotary_factor": rope["partial_rotary_factor"],
@@ -79,9 +101,35 @@ def publish(source: Path, target: Path) -> Path:
     }
     (target / "config.json").write_text(json.dumps(config))
     file = target / "preprocessor_config.json"
-    settings = json.loads(file.read_text()) | {"image_processor_type": "Phi4MMImageProcessor"}
+    settings = json.loads(file.read_text()) | {
+        "image_processor_type": "Phi4MMImageProcessor",
+        "feature_extractor_type": "Phi4MMAudioFeatureExtractor",
+    }
     file.write_text(json.dumps(settings))
     return target
+
+
+def older_hearing(audio: dict[str, Any]) -> dict[str, Any]:
+    """The audio encoder's configuration in the authors' words."""
+    same = (
+        "activation",
+        "chunk_size",
+        "left_chunk",
+        "kernel_size",
+        "input_size",
+        "num_blocks",
+        "time_reduction",
+    )
+    return {name: audio[name] for name in same} | {
+        "activation_checkpointing": "",
+        "attention_dim": audio["hidden_size"],
+        "attention_heads": audio["num_attention_heads"],
+        "linear_units": audio["intermediate_size"],
+        "ext_pw_out_channel": audio["ext_pw_out_channel"],
+        "depthwise_seperable_out_channel": audio["depthwise_separable_out_channel"],
+        "nemo_conv_settings": {"conv_channels": audio["nemo_conv_channels"]},
+        "relative_attention_bias_args": {"type": "t5", "t5_bias_max_distance": audio["bias_max_distance"]},
+    }
 
 
 @pytest.fixture
@@ -114,18 +162,23 @@ def test_it_is_used_alike(original: Path, tiny: Build) -> None:
     assert features[0].info == features[1].info
     rows = [each.tower(CPU, torch.float32).encode([features[0]])[0]["embeds"] for each in (known, found)]
     assert torch.equal(*rows)
+    heard = features_of(known.preprocessor(), Recording(sound(1, 1.3)))
+    rows = [each.tower(CPU, torch.float32).encode([heard])[0]["embeds"] for each in (known, found)]
+    assert torch.equal(*rows)
+    assert features_of(found.preprocessor(), Recording(sound(1, 1.3))).info == heard.info
 
 
 def test_adapters_and_frequencies_are_the_same(original: Path, tiny: Build) -> None:
     models: list[Any] = [
         family_in(folder).language_model(CPU, torch.float32, "sdpa") for folder in (tiny(NAME), original)
     ]
-    assert models[0].variants == models[1].variants == {"vision"}
+    assert models[0].variants == models[1].variants == {"vision", "speech"}
     assert models[0].switch_length == models[1].switch_length
     embeds, positions = models[0].embed(torch.arange(7)), torch.arange(7)[None]
     for runs in (
         (),
         [RowRun(0, 7, "vision", False)],
+        [RowRun(0, 7, "speech", False)],
         [RowRun(0, 3, "", False), RowRun(3, 4, "vision", True)],
     ):
         known, found = (model.forward(embeds, positions, runs=runs) for model in models)

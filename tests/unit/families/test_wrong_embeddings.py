@@ -25,6 +25,7 @@ ALL = pytest.mark.parametrize(
 )
 ANY_ROWS = {
     ("phi4_multimodal", "image"),
+    ("phi4_multimodal", "audio"),
     ("qwen2_audio", "audio"),
     ("qwen2_5_omni", "audio"),
     ("ultravox", "audio"),

@@ -131,3 +131,31 @@ def test_paths_of_settings() -> None:
 def test_what_no_item_could_carry_is_no_setting_of_a_server(text: str) -> None:
     with pytest.raises(ValidationError, match="mm_processor_kwargs"):
         GatewaySettings(llm=("127.0.0.1:1",), mm_processor_kwargs=text)
+
+
+HEARS = FamilyFacts(
+    "hears",
+    "hears:Family",
+    ("org/hears",),
+    modalities=("image", "audio"),
+    settings=("num_crops",),
+    audio_settings=("mode",),
+    audio_settings_beside_pictures={"mode": "both"},
+)
+
+
+def test_a_recording_beside_pictures_has_the_familys_settings_for_that() -> None:
+    rules = SettingsRules(processor={"num_crops": 4}, allowed=True)
+    settings = rules.for_request(None, None, HEARS)
+    assert settings.among({"audio"}).texts["audio"] == ""
+    beside = settings.among({"image", "audio"})
+    assert beside.texts == {"image": '{"num_crops":4}', "video": "", "audio": '{"mode":"both"}'}
+    assert settings.texts["audio"] == "", "the settings themselves stay as they are"
+    asked = rules.for_request({"audio": {"mode": "one"}}, None, HEARS)
+    assert asked.among({"image", "audio"}).texts["audio"] == '{"mode":"one"}'
+
+
+def test_other_families_do_not_look_at_what_stands_beside() -> None:
+    for facts in (FACTS, None):
+        settings = SettingsRules().for_request(None, None, facts)
+        assert settings.among({"image", "audio"}) is settings
