@@ -128,12 +128,12 @@ class AnswerCollector:
 def ending(finish: llm_service_pb2.Finish) -> Json:
     """Why a choice ended, and what stopped it."""
     stopped_by = finish.WhichOneof("stopped_by")
-    ending = {
+    known: Json = {
         "finish_reason": _FINISH_REASONS.get(finish.reason, "stop"),
         "stop_reason": getattr(finish, stopped_by) if stopped_by else None,
     }
     # Only models that are given tasks know the field.
-    return ending | {"task_answer": json.loads(finish.task_answer)} if finish.task_answer else ending
+    return known | {"task_answer": json.loads(finish.task_answer)} if finish.task_answer else known
 
 
 def finish_reason(finish: llm_service_pb2.Finish) -> str:

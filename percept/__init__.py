@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from percept.client import AsyncClient, Client, Embeddings, PerceptError, SamplingParams
+    from percept.client import AsyncClient, Client, Embeddings, PerceptError, SamplingParams, read_answer
 
-__all__ = ["AsyncClient", "Client", "Embeddings", "PerceptError", "SamplingParams"]
+__all__ = ["AsyncClient", "Client", "Embeddings", "PerceptError", "SamplingParams", "read_answer"]
 
 
 def __getattr__(name: str) -> Any:

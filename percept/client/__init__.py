@@ -26,6 +26,7 @@ from shared.errors import PerceptError
 
 if TYPE_CHECKING:
     from percept.client.embeddings import Embeddings
+    from shared.families.florence2_answers import read_answer
 
 __all__ = [
     "Alternative",
@@ -42,6 +43,7 @@ __all__ = [
     "Timings",
     "TokenLogprob",
     "Usage",
+    "read_answer",
 ]
 
 
@@ -50,4 +52,8 @@ def __getattr__(name: str) -> Any:
         from percept.client.embeddings import Embeddings
 
         return Embeddings
+    if name == "read_answer":  # Needs NumPy too.
+        from shared.families.florence2_answers import read_answer
+
+        return read_answer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from protos.llm.v1 import llm_service_pb2
 
@@ -78,6 +80,8 @@ class Completion:
         finish_reason: "stop" or "length"; None while it is not complete.
         stop_reason: the stop string or stop token that ended it, where one did.
         logprobs: one for each token, where asked for.
+        task_answer: what the text says, where the prompt was a task: one entry, the task's, a text
+            or lists of shapes in pixels and of labels (Florence-2). Set with `finish_reason`.
     """
 
     index: int
@@ -86,6 +90,7 @@ class Completion:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprob] | None = None
+    task_answer: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -148,6 +153,7 @@ class AnswerCollector:
         choice.finish_reason = _REASONS.get(finish.reason, "stop")
         stopped_by = finish.WhichOneof("stopped_by")
         choice.stop_reason = getattr(finish, stopped_by) if stopped_by else None
+        choice.task_answer = json.loads(finish.task_answer) if finish.task_answer else None
         if finish.HasField("usage"):
             usage, timings = finish.usage, finish.timings
             self.answer.usage = Usage(
