@@ -7,6 +7,7 @@
 // stored beyond one block.
 #pragma once
 
+#include "few_rows.hpp"
 #include "tiles.hpp"
 
 #include <algorithm>
@@ -85,6 +86,10 @@ class TileAttention {
         int64_t begin = a_.window ? std::max<int64_t>(0, before_ + 1 - a_.window) : 0;
         for (int64_t key = begin; key < end; key += KEYS) {
             int64_t count = std::min<int64_t>(KEYS, end - key);
+            if (rows_ <= FEW_ROWS) {
+                step_with_few_rows(key, count);
+                continue;
+            }
             pack_keys(key, count);
             pack_values(key, count);
             score();
@@ -141,6 +146,30 @@ class TileAttention {
             slot = table[key / a_.block_size] * a_.block_size + key % a_.block_size;
         }
         return (const Element *)base + slot * a_.key_stride + head_ * a_.width;
+    }
+
+    // Where the keys or values of a block are.
+    void find(const void *base, int64_t first, int64_t count, const Element **found) const {
+        for (int64_t key = 0; key < count;) {
+            const Element *at = cached(base, first + key);
+            int64_t run = a_.tables ? a_.block_size - (first + key) % a_.block_size : count;
+            for (int64_t end = std::min(count, key + run); key < end; key++, at += a_.key_stride) found[key] = at;
+        }
+    }
+
+    // Packing pays where many rows are multiplied with what is packed: a few read keys and values where they lie.
+    void step_with_few_rows(int64_t first, int64_t count) {
+        const Element *found[KEYS];
+        Rows<Element> read = {found, count};
+        find(a_.key, first, count, found);
+        for (int64_t row = 0; row < rows_; row++) {
+            dot_products<Type>(queries_ + row * a_.width, read, a_.width, scores_ + row * KEYS);
+            weigh(row, first, count);
+        }
+        find(a_.value, first, count, found);
+        for (int64_t row = 0; row < rows_; row++) {
+            add_weighted<Type>(weights_ + row * KEYS, read, a_.width, sums_ + row * panels_ * PANEL);
+        }
     }
 
     void pack_keys(int64_t first, int64_t count) {

@@ -21,6 +21,10 @@ HEADS = [
     Heads(16, 1, 128),
     Heads(2, 2, 72),
     Heads(3, 3, 10),
+    # A few rows read keys where they lie, of these widths in registers.
+    Heads(3, 3, 64),
+    Heads(4, 1, 64),
+    Heads(2, 2, 128),
 ]
 LENGTHS = [1, 17, 160, 300, 64, 128, 129, 200]
 COUNTS = [1, 1, 1, 130, 64, 1, 2, 70]
