@@ -6,40 +6,20 @@ Knows OpenAI's response objects. Does not know how they travel.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from gateway.transcribing import Part, PieceAnswer, tokens_of
 from gateway.transcription_request import SpeechRequest
 from shared.families.languages import language_name
-from shared.transcript import Segment, Token, segments_of
-from shared.words import Word, words_of
+from shared.speech.transcribing import Part, PieceAnswer, tokens_of
+from shared.speech.transcript import Segment, Token
+from shared.speech.written import joined_text, segments, whole_text, words
 
 Json = dict[str, Any]
 
 _LEAST_LOGPROB = -9999.0
 _FRAMES_PER_SECOND = 100
 """OpenAI counts `seek` in frames of a spectrogram."""
-
-
-def joined_text(texts: Sequence[str], asked: SpeechRequest) -> str:
-    """One text of all pieces. Models of Whisper's kind write the spaces between words themselves."""
-    if asked.facts.instructions is None:
-        return "".join(texts).strip()
-    return " ".join(filter(None, (text.strip() for text in texts)))
-
-
-def segments(answers: Sequence[PieceAnswer], asked: SpeechRequest) -> list[Segment]:
-    """The segments of all pieces; one for each piece where the model writes no times."""
-    found = []
-    for answer in answers:
-        piece = answer.piece
-        if asked.times:
-            found += segments_of(answer.tokens, piece.start_s, piece.end_s)
-        elif answer.text.strip():
-            tokens = tuple(answer.tokens)
-            found.append(Segment(piece.start_s, piece.end_s, answer.text, tokens, piece.start_s))
-    return found
 
 
 class TextStream:
@@ -72,7 +52,7 @@ class TextStream:
 
     def _next_piece(self, index: int) -> None:
         self._index = index
-        if self._asked.facts.instructions is not None:
+        if not self._asked.question.marked:
             self._strips = True
             self._held = " " if self._begun else ""
 
@@ -84,7 +64,7 @@ def usage_object(seconds: float) -> Json:
 
 def json_object(answers: Sequence[PieceAnswer], asked: SpeechRequest, seconds: float) -> Json:
     """The answer of `response_format` json."""
-    answer: Json = {"text": whole_text(answers, asked)}
+    answer: Json = {"text": whole_text(answers, asked.question)}
     if asked.form.include:
         tokens = [token for piece in answers for token in piece.tokens if token.is_text]
         answer["logprobs"] = [_logprob(token) for token in tokens]
@@ -95,12 +75,12 @@ def verbose_object(
     answers: Sequence[PieceAnswer], asked: SpeechRequest, seconds: float, language: str
 ) -> Json:
     """The answer of `response_format` verbose_json."""
-    found = segments(answers, asked)
+    found = segments(answers, asked.question)
     answer: Json = {
-        "task": "translate" if asked.translates else "transcribe",
-        "language": "english" if asked.translates else language_name(language),
+        "task": "translate" if asked.question.translates else "transcribe",
+        "language": "english" if asked.question.translates else language_name(language),
         "duration": seconds,
-        "text": joined_text([segment.text for segment in found], asked),
+        "text": joined_text([segment.text for segment in found], asked.question),
     }
     granularities = asked.form.timestamp_granularities or ["segment"]
     if "segment" in granularities:
@@ -110,24 +90,9 @@ def verbose_object(
     if asked.form.wants_words:
         answer["words"] = [
             {"word": word.text.strip(), "start": round(word.start_s, 3), "end": round(word.end_s, 3)}
-            for word in _words(answers, found, "english" if asked.translates else language)
+            for word in words(answers, found, "english" if asked.question.translates else language)
         ]
     return answer | {"usage": usage_object(seconds)}
-
-
-def _words(answers: Sequence[PieceAnswer], found: Sequence[Segment], language: str) -> Iterator[Word]:
-    """The words of all segments."""
-    ends = {answer.piece.start_s: answer.piece.end_s for answer in answers}
-    for segment in found:
-        tokens = [token for token in segment.tokens if token.is_text]
-        yield from words_of(tokens, language, segment.seek_s, ends[segment.seek_s])
-
-
-def whole_text(answers: Sequence[PieceAnswer], asked: SpeechRequest) -> str:
-    """The text of all pieces, without times."""
-    if asked.times:
-        return joined_text([segment.text for segment in segments(answers, asked)], asked)
-    return joined_text([answer.text for answer in answers], asked)
 
 
 def _segment_object(number: int, segment: Segment, temperature: float) -> Json:

@@ -7,21 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from gateway.media import ResolvedItem
 from gateway.transcription_form import TranscriptionRequest
 from protos.llm.v1 import llm_service_pb2
 from shared.errors import InvalidRequestError, UnsupportedMediaError
 from shared.families.catalogue import FamilyFacts, SpeechFacts
-from shared.families.languages import language_name
-
-if TYPE_CHECKING:
-    from gateway.transcribing import Piece
-
-_TOKENS_PER_SECOND = 25
-"""Most tokens of an answer for each second, of models that would go on: people speak fewer than ten."""
-
-_MORE_TOKENS = 64
+from shared.speech.question import SpeechQuestion
 
 SPEECH_NAMES: Mapping[str, str] = {
     "transcription.language": "language",
@@ -37,75 +29,53 @@ SPEECH_NAMES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class SpeechRequest:
-    """What is asked about every piece of a recording.
+    """What a request asks about a recording.
 
     Attributes:
         form: the request's fields.
-        facts: how the served family writes down speech.
-        translates: have it in English.
+        question: the same, as every piece is asked it.
         request_id: for logs.
     """
 
     form: TranscriptionRequest
-    facts: SpeechFacts
-    translates: bool
+    question: SpeechQuestion
     request_id: str
 
-    @property
-    def language(self) -> str:
-        """What is spoken, as the request says it; "" where it does not."""
-        return self.form.language
+    @classmethod
+    def of(
+        cls, form: TranscriptionRequest, facts: SpeechFacts, request_id: str, *, translates: bool
+    ) -> SpeechRequest:
+        """Puts a form into a question."""
+        question = SpeechQuestion(
+            facts,
+            language=form.language,
+            translates=translates,
+            prompt=form.prompt,
+            wants_times=form.wants_segments,
+            wants_words=form.wants_words,
+        )
+        return cls(form, question, request_id)
 
-    @property
-    def hears_language(self) -> bool:
-        """Whether the model says what is spoken where the request does not."""
-        return self.facts.instructions is None
-
-    @property
-    def times(self) -> bool:
-        """Whether the model is to write times."""
-        return self.facts.times and self.form.wants_segments
-
-    def request_for(self, piece: Piece, index: int, language: str) -> llm_service_pb2.GenerateRequest:
+    def request_for(
+        self, item: ResolvedItem, index: int, seconds: float, language: str
+    ) -> llm_service_pb2.GenerateRequest:
         """The LLM service's request about one piece.
 
         Args:
+            seconds: the piece's length.
             language: a code or a name; "" where the model is to hear it.
         """
         form = self.form
         request = llm_service_pb2.GenerateRequest(
             request_id=f"{self.request_id[:120]}-{index}",
-            media=[piece.item.item],
+            media=[item.item],
             sampling=llm_service_pb2.SamplingParameters(
                 temperature=form.temperature, top_p=form.top_p, seed=form.seed
             ),
-            stopping=llm_service_pb2.StoppingParameters(max_token_count=self._most_tokens(piece)),
-            top_logprobs=0,
-            token_times=form.wants_words,
+            stopping=llm_service_pb2.StoppingParameters(max_token_count=form.max_completion_tokens),
         )
-        if self.facts.instructions is None:
-            request.transcription.CopyFrom(
-                llm_service_pb2.Transcription(
-                    language=language,
-                    task=llm_service_pb2.TRANSCRIPTION_TASK_TRANSLATE
-                    if self.translates
-                    else llm_service_pb2.TRANSCRIPTION_TASK_TRANSCRIBE,
-                    previous_text=form.prompt,
-                    timestamps=self.times,
-                )
-            )
-            return request
-        message = request.conversation.messages.add(role="user")
-        message.parts.add(media_index=0)
-        name = language_name(language) if language else ""
-        text = self.facts.instructions.text(name.title(), translates=self.translates)
-        message.parts.add(text=f"{text}\n{form.prompt}" if form.prompt else text)
+        self.question.put_into(request, seconds, language)
         return request
-
-    def _most_tokens(self, piece: Piece) -> int | None:
-        if self.form.max_completion_tokens is not None or self.facts.instructions is None:
-            return self.form.max_completion_tokens
-        return _MORE_TOKENS + int(_TOKENS_PER_SECOND * (piece.end_s - piece.start_s))
 
 
 def speech_facts(facts: FamilyFacts | None, form: TranscriptionRequest) -> SpeechFacts:

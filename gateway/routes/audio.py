@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
 
@@ -11,23 +11,25 @@ from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
 from gateway.answers import finish_reason
+from gateway.conductor import Assignment
 from gateway.description import ERROR_RESPONSES, TRANSCRIPT_RESPONSE, form_body
 from gateway.errors import as_percept_error, json_response
-from gateway.media import recording_item
+from gateway.media import ResolvedItem, recording_item
 from gateway.metrics import RequestMeter
 from gateway.multipart import FILE, UploadForm, read_form
 from gateway.parts import Gateway
 from gateway.sse import EventStreamResponse, while_connected
-from gateway.transcribing import Part, Piece, Transcribing
-from gateway.transcription_answers import TextStream, json_object, segments, verbose_object, whole_text
+from gateway.transcription_answers import TextStream, json_object, verbose_object
 from gateway.transcription_form import TranscriptionRequest, parse_transcription_request
-from gateway.transcription_request import SpeechRequest, speech_facts
+from gateway.transcription_request import SPEECH_NAMES, SpeechRequest, speech_facts
 from gateway.work import PlainRoute, Work
 from protos.llm.v1 import llm_service_pb2
 from shared.errors import BadMediaError, InternalError, InvalidRequestError
 from shared.families.catalogue import facts_of
+from shared.speech.transcribing import Frames, Part, Transcribing
+from shared.speech.transcript import to_srt, to_vtt
+from shared.speech.written import segments, whole_text
 from shared.telemetry import Stopwatch
-from shared.transcript import to_srt, to_vtt
 
 router = APIRouter(tags=["audio"], route_class=PlainRoute)
 
@@ -99,7 +101,7 @@ class _SpeechWork:
         self._gateway.check_model(fields.model)
         family = self._gateway.model().family
         facts = speech_facts(facts_of(family), fields)
-        return SpeechRequest(fields, facts, translates, self._request_id)
+        return SpeechRequest.of(fields, facts, self._request_id, translates=translates)
 
     async def opened(self, asked: SpeechRequest, payload: bytes) -> Transcribing:
         """Has the recording cut into pieces.
@@ -129,12 +131,28 @@ class _SpeechWork:
                 for piece in cut
             ]
         )
-        pieces = [Piece(piece.start_s, piece.end_s, item) for piece, item in zip(cut, items, strict=True)]
         most = asked.form.max_completion_tokens
-        self._meter.asked(choice_count=1, max_tokens=most, item_counts={"audio": len(pieces)})
-        return Transcribing(
-            self._gateway.conductor, asked, pieces, self._deadline, self._gateway.settings.max_parallel_pieces
-        )
+        self._meter.asked(choice_count=1, max_tokens=most, item_counts={"audio": len(items)})
+        places = [(piece.start_s, piece.end_s) for piece in cut]
+
+        async def ask(index: int, language: str, take: Callable[[Frames], None]) -> None:
+            start, end = places[index]
+            await self._ask(asked.request_for(items[index], index, end - start, language), items[index], take)
+
+        most_at_once = self._gateway.settings.max_parallel_pieces
+        return Transcribing(asked.question, places, ask, self._deadline, most_at_once)
+
+    async def _ask(
+        self,
+        request: llm_service_pb2.GenerateRequest,
+        item: ResolvedItem,
+        take: Callable[[Frames], None],
+    ) -> None:
+        """Has one piece written down."""
+        assignment = Assignment(request, [item], item.item.key, self._deadline, SPEECH_NAMES)
+        async with self._gateway.conductor.generate(assignment) as frames:
+            async for batch in frames:
+                take(batch)
 
     def _take_pieces(self, byte_count: int) -> None:
         """What was cut goes on as its pieces: the upload is not needed any more."""
@@ -194,17 +212,17 @@ async def _whole(work: _SpeechWork, asked: SpeechRequest, payload: bytes) -> Res
 
 def _response(transcribing: Transcribing, asked: SpeechRequest) -> Response:
     answers = transcribing.answers
-    seconds = answers[-1].piece.end_s
+    seconds = answers[-1].end_s
     form = asked.form.response_format
     if form == "json":
         return json_response(json_object(answers, asked, seconds))
     if form == "verbose_json":
         return json_response(verbose_object(answers, asked, seconds, transcribing.language))
     if form == "srt":
-        return PlainTextResponse(to_srt(segments(answers, asked)))
+        return PlainTextResponse(to_srt(segments(answers, asked.question)))
     if form == "vtt":
-        return PlainTextResponse(to_vtt(segments(answers, asked)), media_type="text/vtt")
-    return PlainTextResponse(whole_text(answers, asked) + "\n")
+        return PlainTextResponse(to_vtt(segments(answers, asked.question)), media_type="text/vtt")
+    return PlainTextResponse(whole_text(answers, asked.question) + "\n")
 
 
 async def _events(
@@ -217,5 +235,5 @@ async def _events(
         async for part in parts:
             if events := writer.events(part):
                 yield events
-    done = json_object(transcribing.answers, asked, transcribing.answers[-1].piece.end_s)
+    done = json_object(transcribing.answers, asked, transcribing.answers[-1].end_s)
     yield [{"type": "transcript.text.done", **done}]

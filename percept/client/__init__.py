@@ -22,6 +22,7 @@ from percept.client.sampling import SamplingParams
 from percept.client.served import ServedModel
 from percept.client.stream import DeltaStream
 from percept.client.sync_client import Client
+from percept.client.transcribing import Transcript
 from shared.errors import PerceptError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
     "ServedModel",
     "Timings",
     "TokenLogprob",
+    "Transcript",
     "Usage",
     "read_answer",
 ]

@@ -13,36 +13,38 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 from percept.client.answers import Answer, AnswerCollector
 from percept.client.batch import run_batch
 from percept.client.conducting import Conducting, llm_replicas
-from percept.client.encoding import Encoding, encoder_replicas, pause
+from percept.client.encoding import pause
+from percept.client.encoding_client import MOST_AT_ONCE, EncodingClient
 from percept.client.items import Item, ItemSettings
-from percept.client.media import guess_modality, items_of
+from percept.client.media import items_of
 from percept.client.messages import Message, build_conversation
 from percept.client.prompts import Prompt, build_prompt, new_request
 from percept.client.questions import Questions
 from percept.client.sampling import SamplingParams
 from percept.client.served import ServedModel
 from percept.client.stream import DeltaStream
-from protos.encoder.v1 import encoder_service_pb2
+from percept.client.transcribing import Transcriber, Transcript
 from protos.llm.v1 import llm_service_pb2
 from shared.deadline import Deadline
 from shared.errors import InvalidRequestError, PerceptError, UnavailableError
-from shared.families.catalogue import Modality
 from shared.rpc.addresses import checked_address
+from shared.speech.question import SpeechQuestion
 
 if TYPE_CHECKING:
-    from percept.client.embeddings import Embeddings
+    pass
 
 DEFAULT_ENCODER = "127.0.0.1:50051"
 DEFAULT_LLM = "127.0.0.1:50052"
 DEFAULT_TIMEOUT_S = 600.0
 
-_MOST_AT_ONCE = 128
 _LOOK_INTERVAL_S = 0.25
+_PIECES_AT_ONCE = 8
+"""Pieces of one recording, where nobody says otherwise."""
 
 Addresses = str | Sequence[str]
 
 
-class AsyncClient:
+class AsyncClient(EncodingClient):
     """Talks to encoder and LLM services over gRPC, without a gateway.
 
     Answers, errors and arguments are those of `Client`. Belongs to the event loop that it is
@@ -60,18 +62,15 @@ class AsyncClient:
         delivery_address: str | None = None,
     ) -> None:
         """See `Client`."""
-        encoders = encoder_replicas(_addresses(encoder, "encoder"))
+        super().__init__(_addresses(encoder, "encoder"), timeout_s, max_concurrency)
         llms = llm_replicas(_addresses(llm, "llm"))
         if delivery_address is not None and len(_addresses(llm, "llm")) > 1:
             raise InvalidRequestError("a delivery address is one LLM service's", param="delivery_address")
-        self._encoders, self._llms = encoders, llms
+        self._llms = llms
         self._questions = Questions(llms)
-        self._encoding = Encoding(encoders)
         self._conducting = Conducting(llms, self._encoding, delivery_address)
+        self._transcriber = Transcriber(self._conducting, self._encoding, model)
         self._model = model
-        self._timeout_s = timeout_s
-        self._max_concurrency = max_concurrency
-        self._family: str | None = None
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -251,99 +250,32 @@ class AsyncClient:
             lambda receive: self._conducting.generate(request, items, deadline, receive),
         )
 
-    async def encode(
+    async def transcribe(
         self,
-        media: Any,
+        recording: Any,
         *,
-        modality: Modality | None = None,
-        mm_processor_kwargs: Mapping[str, Any] | None = None,
-        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
+        language: str = "",
+        translate: bool = False,
+        prompt: str = "",
+        words: bool = False,
+        temperature: float = 0.0,
+        seed: int | None = None,
         timeout_s: float | None = None,
-    ) -> Embeddings:
-        """See `Client.encode`."""
+    ) -> Transcript:
+        """See `Client.transcribe`."""
         deadline = self._deadline(timeout_s)
-        settings = ItemSettings(mm_processor_kwargs, media_io_kwargs)
-        kind = modality or guess_modality(media)
-        items = await asyncio.to_thread(items_of, media, kind, settings[kind], "media")
+        items = await asyncio.to_thread(items_of, recording, "audio", "", "recording")
         if len(items) != 1:
-            raise InvalidRequestError(
-                f"{len(items)} items were given; encode_many takes several", param="media"
-            )
-        return await self._encode_item(items[0], kind, deadline)
-
-    async def encode_item(
-        self, item: Item, modality: Modality, *, timeout_s: float | None = None
-    ) -> Embeddings:
-        """Encodes an item that was made already."""
-        return await self._encode_item(item, modality, self._deadline(timeout_s))
-
-    async def _encode_item(self, item: Item, modality: Modality, deadline: Deadline) -> Embeddings:
-        from percept.client.embeddings import Embeddings
-
-        fetched = await self._encoding.fetch(item, deadline)
-        if self._family is None:
-            self._family = (await self._encoding.model(deadline)).family
-        return Embeddings(fetched.fields(self._family, modality), modality)
-
-    @overload
-    async def encode_many(
-        self,
-        media: Sequence[Any],
-        *,
-        modality: Modality | None = None,
-        mm_processor_kwargs: Mapping[str, Any] | None = None,
-        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
-        progress: bool = True,
-        return_errors: Literal[False] = False,
-        timeout_s: float | None = None,
-    ) -> list[Embeddings]: ...
-
-    @overload
-    async def encode_many(
-        self,
-        media: Sequence[Any],
-        *,
-        modality: Modality | None = None,
-        mm_processor_kwargs: Mapping[str, Any] | None = None,
-        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
-        progress: bool = True,
-        return_errors: bool,
-        timeout_s: float | None = None,
-    ) -> list[Embeddings | PerceptError]: ...
-
-    async def encode_many(
-        self,
-        media: Sequence[Any],
-        *,
-        modality: Modality | None = None,
-        mm_processor_kwargs: Mapping[str, Any] | None = None,
-        media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
-        progress: bool = True,
-        return_errors: bool = False,
-        timeout_s: float | None = None,
-    ) -> list[Embeddings] | list[Embeddings | PerceptError]:
-        """See `Client.encode_many`."""
-
-        async def encoded(index: int) -> Embeddings:
-            try:
-                return await self.encode(
-                    media[index],
-                    modality=modality,
-                    mm_processor_kwargs=mm_processor_kwargs,
-                    media_io_kwargs=media_io_kwargs,
-                    timeout_s=timeout_s,
-                )
-            except PerceptError as error:
-                error.param = f"media[{index}]" + (error.param or "").removeprefix("media")
-                raise
-
-        return await run_batch(
-            len(media),
-            encoded,
-            concurrency=await self.encoder_concurrency(),
-            title="media" if progress else None,
-            return_errors=return_errors,
-        )
+            raise InvalidRequestError(f"{len(items)} recordings were given", param="recording")
+        facts = ServedModel.from_wire(await self._questions.model(deadline)).facts
+        if facts is None or facts.speech is None:
+            raise InvalidRequestError("the model does not write down speech", param="model")
+        if words and not facts.speech.times:
+            raise InvalidRequestError("the model does not tell when words are said", param="words")
+        question = SpeechQuestion(facts.speech, language, translate, prompt, True, words)
+        sampling = SamplingParams(temperature=temperature, seed=seed).sampling_to_wire()
+        most = self._max_concurrency or _PIECES_AT_ONCE
+        return await self._transcriber.transcribe(items[0], question, sampling, deadline, most)
 
     async def tokenize(self, prompt: str | Sequence[Message], *, timeout_s: float | None = None) -> list[int]:
         """See `Client.tokenize`."""
@@ -364,10 +296,6 @@ class AsyncClient:
         """See `Client.model`."""
         return ServedModel.from_wire(await self._questions.model(self._deadline(timeout_s)))
 
-    async def encoder_model(self, *, timeout_s: float | None = None) -> encoder_service_pb2.GetModelResponse:
-        """What the encoder services serve."""
-        return await self._encoding.model(self._deadline(timeout_s))
-
     async def wait_until_ready(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """See `Client.wait_until_ready`."""
         deadline = Deadline.after(timeout_s)
@@ -379,22 +307,11 @@ class AsyncClient:
             except UnavailableError:
                 await pause(_LOOK_INTERVAL_S, deadline)
 
-    def _deadline(self, timeout_s: float | None) -> Deadline:
-        return Deadline.after(self._timeout_s if timeout_s is None else timeout_s)
-
     async def _concurrency(self, count: int) -> int:
         """How many prompts run at once: as many as the LLM services accept."""
         if self._max_concurrency is not None or count < 2:
             return self._max_concurrency or 1
-        return max(1, min(_MOST_AT_ONCE, await self._questions.room(self._deadline(None))))
-
-    async def encoder_concurrency(self) -> int:
-        """How many items run at once: as many as the encoder services accept."""
-        if self._max_concurrency is not None:
-            return self._max_concurrency
-        statuses = await self._encoding.status(self._deadline(None))
-        room = sum(status.max_pending_item_count for status in statuses)
-        return max(1, min(_MOST_AT_ONCE, room))
+        return max(1, min(MOST_AT_ONCE, await self._questions.room(self._deadline(None))))
 
 
 def _addresses(given: Addresses, param: str) -> tuple[str, ...]:

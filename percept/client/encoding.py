@@ -16,7 +16,7 @@ from percept.client.replicas import Replica, Replicas
 from protos.encoder.v1 import encoder_service_pb2
 from protos.encoder.v1.encoder_service_pb2_grpc import EncoderServiceStub
 from shared.deadline import Deadline
-from shared.encode_call import converse
+from shared.encode_call import RecordingPiece, converse, split
 from shared.errors import (
     InternalError,
     InvalidRequestError,
@@ -79,6 +79,26 @@ class Encoding:
         from percept.client.fetched import fetch
 
         return await self._on_a_replica(item, lambda replica: fetch(replica, item, deadline), deadline)
+
+    async def split(self, recording: Item, deadline: Deadline) -> list[RecordingPiece]:
+        """Cuts a recording into pieces that the model hears at once.
+
+        Raises:
+            PerceptError: as `deliver`.
+        """
+
+        async def once(replica: EncoderReplica) -> list[RecordingPiece]:
+            with replica.call():
+                call = replica.stub.SplitAudio(timeout=deadline.remaining_s())
+                try:
+                    pieces = await split(call, recording.payload, lambda count: None)
+                finally:
+                    call.cancel()
+            if not pieces:
+                raise UnavailableError(f"the encoder service at {replica.address} ended the stream early")
+            return pieces
+
+        return await self._on_a_replica(recording, once, deadline)
 
     async def model(self, deadline: Deadline) -> encoder_service_pb2.GetModelResponse:
         """What the encoders serve.

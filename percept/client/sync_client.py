@@ -25,6 +25,7 @@ from percept.client.prompts import Prompt
 from percept.client.sampling import SamplingParams
 from percept.client.served import ServedModel
 from percept.client.stream import DeltaStream
+from percept.client.transcribing import Transcript
 from shared.errors import PerceptError, UnavailableError
 from shared.families.catalogue import Modality
 
@@ -332,6 +333,35 @@ class Client:
                 media_io_kwargs=media_io_kwargs,
                 progress=progress,
                 return_errors=return_errors,
+                timeout_s=timeout_s,
+            )
+        )
+
+    def transcribe(
+        self,
+        recording: Any,
+        *,
+        language: str = "",
+        translate: bool = False,
+        prompt: str = "",
+        words: bool = False,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Transcript:
+        """Writes down what is said in one recording of any length, a value as in `generate`.
+
+        `language` is heard where empty; `words` has times of words too, which Whisper alone tells.
+        """
+        return self._run(
+            self._client.transcribe(
+                recording,
+                language=language,
+                translate=translate,
+                prompt=prompt,
+                words=words,
+                temperature=temperature,
+                seed=seed,
                 timeout_s=timeout_s,
             )
         )

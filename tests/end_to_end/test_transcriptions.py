@@ -18,6 +18,7 @@ import soundfile
 import torch
 
 from encoder_service.media.sound_pieces import piece_starts
+from percept import Client, PerceptError
 from tests.asking import sound, wave_file
 from tests.end_to_end.test_offline import percept
 from tests.families.whisper import SECONDS
@@ -405,3 +406,38 @@ def test_the_command_line(writing: UpStack, client: openai.OpenAI, tmp_path: Pat
         ((tmp_path / "out" / "deep", "--out", tmp_path / "other"), 2),
     ):
         assert percept("transcribe", *words, "--url", writing.url).returncode == status
+
+
+def test_the_python_client(writing: UpStack, client: openai.OpenAI, tmp_path: Path) -> None:
+    encoder, llm = writing.services("encoder")[0], writing.services("llm")[0]
+    long = long_recording(71, 9.0)
+    (tmp_path / "song.wav").write_bytes(wave_file(long, RATE))
+    with Client(encoder=encoder.address, llm=llm.address) as own:
+        for language in ("", "de"):
+            told = own.transcribe((long, RATE), language=language, words=True)
+            fields: dict[str, Any] = {"language": language} if language else {}
+            expected = client.audio.transcriptions.create(
+                file=file_of(long),
+                model="tiny",
+                response_format="verbose_json",
+                timestamp_granularities=["word", "segment"],
+                **fields,
+            )
+            assert (told.text, told.language, told.duration_s) == (expected.text, expected.language, 9.0)
+            assert [segment.text for segment in told.segments] == [part.text for part in expected.segments]
+            assert [word.text.strip() for word in told.words] == [word.word for word in expected.words]
+            assert [word.end_s for word in told.words] == pytest.approx(
+                [word.end for word in expected.words], abs=1e-3
+            )
+        assert own.transcribe(tmp_path / "song.wav").words == ()
+        assert own.transcribe(tmp_path / "song.wav", translate=True, prompt="the colour").duration_s == 9.0
+        for value, given, param in (
+            (b"no recording", {}, "recording"),
+            (tmp_path / "nowhere.wav", {}, "recording"),
+            ([long, long], {}, "recording"),
+            ((long, RATE), {"language": "klingon"}, "language"),
+        ):
+            with pytest.raises(PerceptError) as caught:
+                own.transcribe(value, **given)
+            assert caught.value.param is not None and caught.value.param.startswith(param)
+    writing.wait_until_idle(5)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llm_service.token_table import TokenTable
-from shared.transcript import Segment, Token, segments_of, text_of, to_srt, to_vtt
+from shared.speech.transcript import Segment, Token, segments_of, text_of, to_srt, to_vtt
 from tests.families.whisper import ROWS, build_tokenizer
 
 LENGTH = ROWS * 0.02

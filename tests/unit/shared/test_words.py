@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from llm_service.token_table import TokenTable
-from shared.transcript import Token
-from shared.words import words_of
+from shared.speech.transcript import Token
+from shared.speech.words import words_of
 from tests.families.whisper import build_tokenizer
 
 TEXTS = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from shared.transcript import Token
+from shared.speech.transcript import Token
 
 _WITHOUT_SPACES = frozenset(
     {"chinese", "zh", "japanese", "ja", "thai", "th", "lao", "lo", "myanmar", "my", "cantonese", "yue"}

@@ -1,6 +1,6 @@
 """Has the pieces of one recording written down, several at once, and tells what comes in order.
 
-Knows pieces and the frames of `Generate`. Does not know HTTP, nor the form of answers.
+Knows pieces and the frames of `Generate`. Does not know how a piece is asked about, nor the form of answers.
 """
 
 from __future__ import annotations
@@ -8,34 +8,23 @@ from __future__ import annotations
 import asyncio
 import codecs
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from gateway.conductor import Assignment, Conductor
-from gateway.media import ResolvedItem
-from gateway.transcription_request import SPEECH_NAMES, SpeechRequest
 from protos.llm.v1 import llm_service_pb2
 from shared.deadline import Deadline
 from shared.errors import OverloadedError
-from shared.transcript import Token
+from shared.speech.question import SpeechQuestion
+from shared.speech.transcript import Token
 
 _LANGUAGE = re.compile(r"<\|([a-z]{2,4})\|>")
 _WITHOUT_CHOICE = "en"
 """What a model hears that says no language."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A piece of a recording.
-
-    Attributes:
-        start_s, end_s: where it is in the recording, in seconds.
-        item: it, as an item of its own.
-    """
-
-    start_s: float
-    end_s: float
-    item: ResolvedItem
+Frames = Sequence[llm_service_pb2.GenerateResponse]
+Ask = Callable[[int, str, Callable[[Frames], None]], Awaitable[None]]
+"""Has one piece written down: takes its index, the language as known by then, and what takes its frames."""
 
 
 @dataclass(slots=True)
@@ -43,13 +32,15 @@ class PieceAnswer:
     """What was written of one piece so far.
 
     Attributes:
+        start_s, end_s: where the piece is in the recording, in seconds.
         text: all of it, without times.
         new_text: what the reader has not taken yet.
         news: frames that it has not taken yet, in order.
         done: the answer is complete.
     """
 
-    piece: Piece
+    start_s: float
+    end_s: float
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
     new_text: str = ""
@@ -106,7 +97,7 @@ class Part:
 
     index: int
     text: str
-    frames: Sequence[llm_service_pb2.GenerateResponse]
+    frames: Frames
 
 
 class Transcribing:
@@ -119,22 +110,27 @@ class Transcribing:
 
     def __init__(
         self,
-        conductor: Conductor,
-        asked: SpeechRequest,
-        pieces: Sequence[Piece],
+        question: SpeechQuestion,
+        places: Sequence[tuple[float, float]],
+        ask: Ask,
         deadline: Deadline,
         most_at_once: int,
     ) -> None:
-        self.answers = [PieceAnswer(piece) for piece in pieces]
-        self.language = asked.language
-        self._conductor = conductor
-        self._asked = asked
+        """
+        Args:
+            places: where each piece begins and ends in the recording, in seconds.
+            most_at_once: pieces that are written down at a time.
+        """
+        self.answers = [PieceAnswer(start, end) for start, end in places]
+        self.language = question.language
+        self._marked = question.marked
+        self._ask = ask
         self._deadline = deadline
         self._places = asyncio.Semaphore(most_at_once)
         self._changed = asyncio.Event()
         self._heard = asyncio.Event()
         self._begun = False
-        if self.language or not asked.hears_language:
+        if self.language or not self._marked:
             self._heard.set()
 
     async def parts(self) -> AsyncGenerator[Part, None]:
@@ -184,17 +180,16 @@ class Transcribing:
 
     async def _attempt(self, index: int) -> None:
         answer = self.answers[index]
-        request = self._asked.request_for(answer.piece, index, self.language)
-        key = answer.piece.item.item.key
-        assignment = Assignment(request, [answer.piece.item], key, self._deadline, SPEECH_NAMES)
-        async with self._conductor.generate(assignment) as frames:
-            async for batch in frames:
-                for frame in batch:
-                    answer.take(frame, marked=self._asked.hears_language)
-                    if not self._heard.is_set():
-                        self._hear(answer)
-                self._begun = True
-                self._changed.set()
+
+        def take(frames: Frames) -> None:
+            for frame in frames:
+                answer.take(frame, marked=self._marked)
+                if not self._heard.is_set():
+                    self._hear(answer)
+            self._begun = True
+            self._changed.set()
+
+        await self._ask(index, self.language, take)
         answer.done = True
         self._changed.set()
 
