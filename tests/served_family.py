@@ -30,7 +30,7 @@ from tests.oracle import Media, Oracle, OracleAnswer, Recording, Video
 from tests.stack import UpStack
 
 BLOCK = 16
-TIMEOUT_S = 100.0
+TIMEOUT_S = 240.0
 
 Part = str | Media | Mapping[str, Any]
 
