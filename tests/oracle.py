@@ -119,6 +119,7 @@ class Oracle:
         inputs: bool = False,
         rows: bool = False,
         processor_arguments: Mapping[str, Any] | None = None,
+        generate_arguments: Mapping[str, Any] | None = None,
         chat_template: str | None = None,
     ) -> OracleAnswer:
         """Processes a prompt and generates greedily.
@@ -131,6 +132,7 @@ class Oracle:
             inputs: return the processor's arrays too.
             rows: return the rows too: of videos where there are any, else of pictures, else of recordings.
             processor_arguments: further arguments of the processor.
+            generate_arguments: likewise of `generate()`.
             chat_template: used in the place of the checkpoint's own.
 
         Raises:
@@ -149,6 +151,7 @@ class Oracle:
                 "arrays": arrays_file,
                 "rows": rows_file,
                 "processor_arguments": dict(processor_arguments or {}),
+                "generate_arguments": dict(generate_arguments or {}),
                 "chat_template": chat_template,
             }
         )

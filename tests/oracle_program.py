@@ -89,7 +89,7 @@ class Loaded:
         if request["rows"] is not None:
             np.savez(request["rows"], *[rows.float().numpy() for rows in self.media_rows(inputs)])
         if request["new_tokens"]:
-            reply["new_ids"] = self.generate(inputs, request["new_tokens"])
+            reply["new_ids"] = self.generate(inputs, request["new_tokens"], request["generate_arguments"])
         return reply
 
     def render(self, messages: list[dict[str, Any]], chat_template: str | None) -> str:
@@ -136,7 +136,7 @@ class Loaded:
         rows = output.pooler_output if hasattr(output, "pooler_output") else output
         return [part.reshape(-1, part.shape[-1]) for part in rows]
 
-    def generate(self, inputs: dict[str, Any], count: int) -> list[int]:
+    def generate(self, inputs: dict[str, Any], count: int, arguments: dict[str, Any]) -> list[int]:
         """Greedy tokens, exactly `count` of them."""
         running = self.overrides.running
         within = nullcontext() if running is None else running(self.model, self.folder, inputs)
@@ -149,6 +149,7 @@ class Loaded:
                 min_new_tokens=count,
                 do_sample=False,
                 **self.overrides.generate_arguments,
+                **arguments,
             )
         return [int(token) for token in output[0, inputs["input_ids"].shape[1] :]]
 

@@ -20,6 +20,10 @@ from tests.stack import UpStack
 pytestmark = pytest.mark.end_to_end
 
 TOKENS = 8
+PING_S = 15.0
+"""After so long a channel gives up a peer that does not answer: a ping each 10 s, 5 s for its answer."""
+SLACK_S = 45.0
+"""For what the other encoder then does on a busy machine."""
 
 
 def ask(seed: int, size: tuple[int, int] = (112, 84)) -> dict[str, Any]:
@@ -62,6 +66,35 @@ async def test_all_are_answered_when_an_encoder_is_killed(
             assert time.monotonic() < deadline
             await asyncio.sleep(0.2)
     stack.wait_until_idle(5)
+
+
+async def test_all_are_answered_when_an_encoder_stands_still(
+    stack: UpStack, client: openai.AsyncOpenAI, reference: ReferenceModel
+) -> None:
+    """It keeps its connections, and answers nothing: only a ping without an answer tells."""
+    victim = stack.services("encoder")[0]
+    size = (1600, 1200)
+    bodies = [ask(3000 + i, size) for i in range(20)]
+    answering = [asyncio.create_task(client.chat.completions.create(**body)) for body in bodies]
+    while stack.encoder_status(0).pending_item_count == 0:
+        await asyncio.sleep(0.01)
+    os.kill(victim.pid, signal.SIGSTOP)
+    begin = time.monotonic()
+    try:
+        assert not all(task.done() for task in answering)
+        answers = await asyncio.gather(*answering)
+        assert time.monotonic() - begin < PING_S + SLACK_S
+        answers.append(await client.chat.completions.create(**ask(3000 + len(bodies), size)))
+    finally:
+        os.kill(victim.pid, signal.SIGCONT)
+    for i, answer in enumerate(answers):
+        assert answer.choices[0].message.content == expected(reference, 3000 + i, size), i
+    deadline = time.monotonic() + 60
+    async with httpx.AsyncClient() as http:
+        while (await http.get(f"{stack.url}/health")).json()["encoder"]["serving"] < 2:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.2)
+    stack.wait_until_idle(10)
 
 
 @pytest.mark.parametrize("moment", ["before the first token", "while decoding"])
