@@ -236,6 +236,7 @@ def _prompts_and_facts(
     layout = family.prompt_layout()
     shows = layout.shows if isinstance(layout, TakesTasks) else None
     tokenizer = TextTokenizer.load(checkpoint.folder, family.config(), shows)
+    tokenizer.know(layout.added_tokens if isinstance(layout, TakesTasks) else ())
     limits: dict[Modality, int] = {
         modality: settings.limit_mm_per_prompt.get(modality, DEFAULT_ITEM_LIMIT)
         for modality in family.modalities

@@ -66,11 +66,16 @@ class TextTokenizer:
 
     def special_id(self, text: str) -> int:
         """The id of a special token, which is put behind the vocabulary if there is none yet."""
-        if self.backend.token_to_id(text) is None:
-            self.backend.add_special_tokens([text])
+        self.know([text])
+        return int(self.backend.token_to_id(text))
+
+    def know(self, special_tokens: Sequence[str]) -> None:
+        """Puts special tokens behind the vocabulary, in order, those that it lacks."""
+        new = [text for text in special_tokens if self.backend.token_to_id(text) is None]
+        if new:
+            self.backend.add_special_tokens(new)
             self.table = TokenTable(self.backend, self._shows)
             self._special_tokens = sorted(self.table.special_tokens)
-        return int(self.backend.token_to_id(text))
 
     def __len__(self) -> int:
         return int(self.backend.get_vocab_size(with_added_tokens=True))

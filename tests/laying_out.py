@@ -22,7 +22,9 @@ class Layouter:
     def __init__(self, folder: Path) -> None:
         family = load_family(read_checkpoint(folder))
         self.layout = family.prompt_layout()
-        self.tokenizer = TextTokenizer.load(folder, family.config())
+        shows = self.layout.shows if isinstance(self.layout, TakesTasks) else None
+        self.tokenizer = TextTokenizer.load(folder, family.config(), shows)
+        self.tokenizer.know(self.layout.added_tokens if isinstance(self.layout, TakesTasks) else ())
         self._placeholders = placeholder_ids(self.tokenizer, self.layout, family.modalities)
 
     def token_ids(self, text: str, infos: Sequence[MediaInfo]) -> list[int]:

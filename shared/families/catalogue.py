@@ -57,7 +57,7 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
     FamilyFacts(
         "florence2",
         "florence2:Florence2Family",
-        ("florence-community/Florence-2-large", "florence-community/Florence-2-base-ft"),
+        ("florence-community/Florence-2-large", "microsoft/Florence-2-large"),
         embedding_fields={"image": EmbeddingFields(("image_embeds",), ("image_sizes",))},
         several=False,
         notes="A message is a task (`<CAPTION>`, `<OD>`, `<OCR>`, ...) about one picture; what an answer says"

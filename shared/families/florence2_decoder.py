@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from shared.families.base import Checkpoint, KvLayout, StateShape
+from shared.families.base import KvLayout, StateShape
 from shared.families.florence2_layout import ROW_MULTIPLE
 from shared.families.looking import StepSequence
 from shared.families.looking_attention import (
@@ -29,10 +29,8 @@ from shared.families.looking_attention import (
     LookingStep,
     mark_looking,
     plan_step,
-    register_looking_attention,
     rows_of,
 )
-from shared.families.weights import Prefixes, load_half
 
 
 class Bart(nn.Module):
@@ -162,17 +160,3 @@ class Florence2TextModel:
             hidden = layer(hidden, encoder_hidden_states=states.unsqueeze(0), looking_step=step)
         written: torch.Tensor = hidden[0]
         return written
-
-
-def load_florence2_text_model(
-    config: Any, checkpoint: Checkpoint, prefixes: Prefixes, device: torch.device, dtype: torch.dtype
-) -> Florence2TextModel:
-    """The LLM half of a checkpoint; see `load_half`.
-
-    Args:
-        config: of the whole model.
-    """
-    register_looking_attention()
-    text = config.text_config
-    module = load_half(lambda: BartModule(text), checkpoint, "language", prefixes, device, dtype)
-    return Florence2TextModel(module, text)

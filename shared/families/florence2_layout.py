@@ -21,6 +21,7 @@ import numpy as np
 from shared.errors import ContextLengthError, InvalidRequestError
 from shared.families.base import Checkpoint, ExpandedPrompt, MediaInfo, Modality, Span
 from shared.families.florence2_answers import is_text, read_answer, task_in, written_out
+from shared.families.florence2_original import ADDED_TOKENS, LEFT_OUT, is_original
 from shared.families.looking import padding_behind
 from shared.families.token_rules import TokenRules
 
@@ -60,6 +61,7 @@ class Florence2Layout:
         end_id: the token that an answer as long as it may be ends with; None: any.
         run_length: see `TokenRules`.
         left_out: names that grounding passes over; see `read_answer`.
+        added_tokens: see `TakesTasks`.
     """
 
     image_id: int
@@ -69,6 +71,7 @@ class Florence2Layout:
     end_id: int | None
     run_length: int
     left_out: frozenset[str]
+    added_tokens: tuple[str, ...] = ()
     chat_template: str = TEMPLATE
 
     @classmethod
@@ -94,6 +97,7 @@ class Florence2Layout:
             end_id=found.get("forced_eos_token_id"),
             run_length=int(found.get("no_repeat_ngram_size") or 0),
             left_out=frozenset(_left_out(checkpoint)),
+            added_tokens=(*ADDED_TOKENS, PLACEHOLDER) if is_original(checkpoint) else (),
         )
 
     def placeholder_ids(self) -> Mapping[Modality, int]:
@@ -184,6 +188,8 @@ def _words(text: str) -> str:
 
 def _left_out(checkpoint: Checkpoint) -> list[str]:
     """The checkpoint's `banned_grounding_tokens`; none where it names none."""
+    if is_original(checkpoint):
+        return list(LEFT_OUT)
     file = checkpoint.folder / "processor_config.json"
     if not file.is_file():
         return []

@@ -24,6 +24,9 @@ class TakesTasks(PromptLayout, Protocol):
     chat_template: str
     """Renders messages where the checkpoint has no template of its own."""
 
+    added_tokens: tuple[str, ...]
+    """Special tokens that the model knows behind its tokenizer's own, in order."""
+
     def shows(self, special_token: str) -> bool:
         """Whether a token that the tokenizer calls special is text to users all the same (a place in a
         picture): answers show it, and it may be typed."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shared.families.florence2_original import ADDED_TOKENS
 from tests.families.case import FamilyCase, OracleOverrides
 from tests.families.parts.saving import save_checkpoint
 from tests.families.parts.text import HIDDEN_SIZE
@@ -13,7 +14,6 @@ from tests.tiny_tokenizers import build_qwen_tokenizer
 
 MARKS = ("<s>", "<|endoftext|>", "</s>", "<unk>", "<mask>")
 PLACES = tuple(f"<loc_{place}>" for place in range(1000))
-SHAPES = tuple(f"<{end}{kind}>" for kind in ("od", "ocr", "ground", "obj", "poly") for end in ("", "/"))
 SIDE, ROW_COUNT = 64, 5
 POSITIONS, RUN_LENGTH = 512, 3
 LEFT_OUT = ["it", "the image"]
@@ -41,7 +41,7 @@ def build(
     from transformers import Florence2Config
 
     tokenizer = build_qwen_tokenizer(
-        special_tokens=(*MARKS, *PLACES, *SHAPES, "<sep>"), end="</s>", named={"image_token": "<image>"}
+        special_tokens=(*MARKS, *ADDED_TOKENS), end="</s>", named={"image_token": "<image>"}
     )
     tokenizer.bos_token = "<s>"
     config = Florence2Config(
