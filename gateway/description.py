@@ -74,8 +74,7 @@ TRANSCRIPT_RESPONSE: dict[int | str, Json] = {
 
 def form_body(model: type[BaseModel]) -> Json:
     """The description of a form with a file that a route reads by itself."""
-    file = {"type": "object", "required": ["file"], "properties": {"file": _FILE}}
-    schema = {"allOf": [{"$ref": _REFERENCE.format(model=model.__name__)}, file]}
+    schema = {"$ref": _REFERENCE.format(model=model.__name__)}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 
@@ -95,6 +94,10 @@ def describe(app: FastAPI) -> None:
         for body in _BODIES:
             schema = body.model_json_schema(ref_template=_REFERENCE)
             schemas.update(schema.pop("$defs", {}))
+            if body is TranscriptionRequest:
+                # The file is no field of the type: it is read apart.
+                schema["properties"] = {"file": _FILE, **schema["properties"]}
+                schema["required"] = ["file"]
             schemas[body.__name__] = schema
         return description
 

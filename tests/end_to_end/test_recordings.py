@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import openai
 import pytest
 import soundfile
 
+from encoder_service.media.sound_pieces import piece_starts
 from percept import Client, Embeddings, SamplingParams
 from tests.asking import audio_part, sound, user, wave_file
 from tests.end_to_end.test_offline import command, percept
@@ -267,6 +269,38 @@ def test_other_shapes_of_sound_are_heard(hearing: UpStack) -> None:
         return await asyncio.gather(*(asyncio.to_thread(answer, hearing, *body) for body in bodies))
 
     assert asyncio.run(together())[: len(parts)] == texts
+
+
+def test_speech_is_written_down_in_conversation(hearing: UpStack) -> None:
+    """A model without prompts of its own for it is asked in words, about every piece of what is too long."""
+    asked = "Transcribe the French audio into text."
+    client = openai.OpenAI(base_url=f"{hearing.url}/v1", api_key="none", max_retries=0, timeout=60)
+    few = {"max_completion_tokens": TOKENS}
+    short, long = sound(14, 2.0), sound(15, 9.5)
+    told = client.audio.transcriptions.create(
+        file=("a.wav", wave_file(short, RATE)), model="tiny", language="fr", extra_body=few
+    )
+    assert told.text == answer(hearing, audio_part(short), asked).strip()
+    starts = piece_starts(long, RATE, 4 * RATE)
+    texts = [
+        answer(hearing, audio_part(long[start:end]), asked).strip()
+        for start, end in itertools.pairwise([*starts, len(long)])
+    ]
+    verbose = client.audio.transcriptions.create(
+        file=("a.wav", wave_file(long, RATE)),
+        model="tiny",
+        language="fr",
+        response_format="verbose_json",
+        extra_body=few,
+    )
+    assert len(texts) > 2 and verbose.text == " ".join(texts)
+    assert verbose.segments is not None
+    assert [round(part.start * RATE) for part in verbose.segments] == pytest.approx(starts, abs=10)
+    assert (verbose.language, verbose.duration) == ("french", 9.5)
+    with pytest.raises(openai.BadRequestError, match="does not tell when"):
+        client.audio.transcriptions.create(
+            file=("a.wav", wave_file(short, RATE)), model="tiny", response_format="srt"
+        )
 
 
 def test_limits_and_settings(hearing: UpStack) -> None:

@@ -261,3 +261,14 @@ async def test_an_upload_that_is_too_large_is_not_read() -> None:
         assert sent < 128 * 1024 * 1024
         assert stack.encoders[0].split == [] and stack.gateway.budget.held == 0
         assert (await post(stack)).status_code == 200
+
+
+async def test_the_form_is_described(stack: Stack) -> None:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        description = (await client.get(f"{stack.url}/openapi.json")).json()
+    for path in ("transcriptions", "translations"):
+        body = description["paths"][f"/v1/audio/{path}"]["post"]["requestBody"]["content"]
+        name = body["multipart/form-data"]["schema"]["$ref"].rpartition("/")[2]
+        schema = description["components"]["schemas"][name]
+        assert schema["required"] == ["file"]
+        assert {"file", "model", "response_format", "timestamp_granularities"} <= set(schema["properties"])

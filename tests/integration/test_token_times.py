@@ -165,10 +165,12 @@ def test_warping_is_that_of_transformers(tokens: int, rows: int) -> None:
         np.testing.assert_array_equal(first_rows(cost), np.maximum(expected, 0))
 
 
+@pytest.mark.parametrize("width", [1, 5, 7, 9])
 @pytest.mark.parametrize("rows", [1, 3, 4, 50])
-def test_the_median_is_that_of_transformers(rows: int) -> None:
+def test_the_median_is_that_of_transformers(rows: int, width: int) -> None:
     from transformers.models.whisper.generation_whisper import _median_filter
 
     scores = torch.randn(2, 3, 5, rows, generator=torch.Generator().manual_seed(rows))
-    expected = _median_filter(scores, 7)
-    assert torch.equal(_median(scores[1, 2], 7), expected[1, 2])
+    scores = torch.cat([scores, scores.round()], dim=2)  # Ties too.
+    expected = _median_filter(scores, width)
+    assert torch.equal(_median(scores[1, 2], width), expected[1, 2])
