@@ -58,12 +58,10 @@ async def create_translation(request: Request) -> Response:
 
 async def _answered(request: Request, *, translates: bool) -> Response:
     work = _SpeechWork(request.app.state.gateway, request)
-    form = await work.read_form(request)
-    asked = work.understood(form, translates=translates)
-    assert form.file is not None
+    asked = work.understood(await work.read_form(request), translates=translates)
     if not asked.form.stream:
-        return await while_connected(request.receive, _whole(work, asked, form.file))
-    return EventStreamResponse(_events(work, asked, form.file))
+        return await while_connected(request.receive, _whole(work, asked))
+    return EventStreamResponse(_events(work, asked))
 
 
 class _SpeechWork:
@@ -78,6 +76,9 @@ class _SpeechWork:
         self._meter = RequestMeter(gateway.metrics, Stopwatch())
         self._usage = llm_service_pb2.Usage()
         self._timings = llm_service_pb2.Timings()
+        # Until it is cut; then its pieces are held in its place.
+        self._upload = b""
+        self._piece_byte_count = 0
 
     async def read_form(self, request: Request) -> UploadForm:
         """Returns the form. A client that is slow to send has the same deadline."""
@@ -98,21 +99,23 @@ class _SpeechWork:
             )
         if not form.file:
             raise BadMediaError("The file is empty.", param=FILE)
+        self._upload = form.file
         self._gateway.check_model(fields.model)
         family = self._gateway.model().family
         facts = speech_facts(facts_of(family), fields)
         return SpeechRequest.of(fields, facts, self._request_id, translates=translates)
 
-    async def opened(self, asked: SpeechRequest, payload: bytes) -> Transcribing:
+    async def opened(self, asked: SpeechRequest) -> Transcribing:
         """Has the recording cut into pieces.
 
         Raises:
             PerceptError: the recording is bad, or no encoder service takes it.
         """
         with self._measured_failures():
-            return await self._opened(asked, payload)
+            return await self._opened(asked)
 
-    async def _opened(self, asked: SpeechRequest, payload: bytes) -> Transcribing:
+    async def _opened(self, asked: SpeechRequest) -> Transcribing:
+        payload, self._upload = self._upload, b""
         settings = self._gateway.server_settings()
         whole = await asyncio.to_thread(recording_item, payload, settings, FILE)
         try:
@@ -156,9 +159,11 @@ class _SpeechWork:
 
     def _take_pieces(self, byte_count: int) -> None:
         """What was cut goes on as its pieces: the upload is not needed any more."""
-        if byte_count:
+        if byte_count > self._piece_byte_count:
             self._holding.drop_body()
-            self._holding.take_media(byte_count)
+            # Another replica may have begun with it.
+            self._holding.take_media(byte_count - self._piece_byte_count)
+            self._piece_byte_count = byte_count
 
     async def parts(self, transcribing: Transcribing) -> AsyncGenerator[Part]:
         """Has the recording written down, and measures it.
@@ -202,8 +207,8 @@ class _SpeechWork:
         return finish_reason(frame.finish)
 
 
-async def _whole(work: _SpeechWork, asked: SpeechRequest, payload: bytes) -> Response:
-    transcribing = await work.opened(asked, payload)
+async def _whole(work: _SpeechWork, asked: SpeechRequest) -> Response:
+    transcribing = await work.opened(asked)
     async with aclosing(work.parts(transcribing)) as parts:
         async for _ in parts:
             pass
@@ -225,12 +230,10 @@ def _response(transcribing: Transcribing, asked: SpeechRequest) -> Response:
     return PlainTextResponse(whole_text(answers, asked.question) + "\n")
 
 
-async def _events(
-    work: _SpeechWork, asked: SpeechRequest, payload: bytes
-) -> AsyncGenerator[list[Json], None]:
+async def _events(work: _SpeechWork, asked: SpeechRequest) -> AsyncGenerator[list[Json], None]:
     """The events that can be sent at once, time after time."""
     writer = TextStream(asked)
-    transcribing = await work.opened(asked, payload)
+    transcribing = await work.opened(asked)
     async with aclosing(work.parts(transcribing)) as parts:
         async for part in parts:
             if events := writer.events(part):
