@@ -60,6 +60,8 @@ PREFIXES: Prefixes = {
     "model.encoder.": ("encoder", "encoder."),
     "model.projector.": ("encoder", "projector."),
     "language_model.model.": ("language", "model."),
+    # As transformers 5.17 saves it.
+    "language_model.model.model.": ("language", "model."),
     "model.language_model.": ("language", "model."),
     "language_model.lm_head.": ("language", "lm_head."),
     "lm_head.": ("language", "lm_head."),
