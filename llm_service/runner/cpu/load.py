@@ -28,6 +28,8 @@ def to_cpu_kernels(
 ) -> CpuDecoder | CpuLookingDecoder | None:
     """The same model on our kernels, its weights moved there; None where torch is to compute."""
     if not isinstance(model, Decoder | WhisperTextDecoder):
+        if device.type == "cpu" and settings.kernels == "auto":
+            logger.info("torch computes this model: the kernels know no %s", type(model).__name__)
         return None
     team = start_team(device, model.dtype, settings.kernels, settings.threads, settings.shared_cores)
     if team is None:

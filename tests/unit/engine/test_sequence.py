@@ -7,6 +7,7 @@ import pytest
 
 from llm_service.engine.messages import AddSequence, SamplingSettings, SpanMessage, StoppingSettings
 from llm_service.engine.sequence import Sequence
+from shared.families.token_rules import TokenRules
 
 A, B = "a" * 64, "b" * 64
 
@@ -16,6 +17,7 @@ def make(
     spans: list[SpanMessage] | None = None,
     stopping: StoppingSettings | None = None,
     axes: int = 1,
+    sampling: SamplingSettings | None = None,
 ) -> Sequence:
     tokens = np.arange(length, dtype="<i4")
     positions = np.stack([tokens * (axis + 1) for axis in range(axes)]).astype("<i4")
@@ -27,7 +29,7 @@ def make(
             axes=axes,
             next_position=100,
             spans=spans or [],
-            sampling=SamplingSettings(),
+            sampling=sampling or SamplingSettings(),
             stopping=stopping or StoppingSettings(4),
             arrival=0.0,
         )
@@ -84,6 +86,13 @@ def test_no_chunk_cuts_an_unsplittable_span() -> None:
     assert sequence.clip(2, 5) == 2, "nothing of it at all"
 
 
+def test_no_chunk_cuts_a_span_from_its_tail() -> None:
+    sequence = make(spans=[SpanMessage(A, 0, 5, splittable=False, tail=3), SpanMessage(B, 10, 4)])
+    assert [sequence.clip(0, end) for end in (1, 5, 7, 8, 9, 12)] == [0, 0, 0, 8, 9, 12]
+    assert sequence.item_rows_between(0, 8) == 5, "the tail is no row of an item"
+    assert sequence.ceiling(lambda key: 4) == 0 and sequence.ceiling({A: 5, B: 0}.__getitem__) == 10
+
+
 @pytest.mark.parametrize(
     ("output", "expected"),
     [([5], None), ([5, 9], "stop"), ([9], None), ([5, 6, 7, 8], "length"), ([5, 6, 7, 9], "stop")],
@@ -93,6 +102,17 @@ def test_the_end(output: list[int], expected: str | None) -> None:
     sequence = make(length=3, stopping=stopping)
     sequence.token_ids += output
     assert sequence.finish_reason(max_model_len=100) == expected
+
+
+def test_an_end_that_the_rules_choose_is_no_stop() -> None:
+    stopping = StoppingSettings(max_token_count=2, stop_token_ids=[9])
+    for rules, expected in ((TokenRules(last_id=9), "length"), (TokenRules(), "stop")):
+        sequence = make(length=3, stopping=stopping, sampling=SamplingSettings(rules=rules))
+        sequence.token_ids += [5, 9]
+        assert sequence.finish_reason(max_model_len=100) == expected
+    sequence = make(length=3, stopping=stopping, sampling=SamplingSettings(rules=TokenRules(last_id=9)))
+    sequence.token_ids += [9]
+    assert sequence.finish_reason(max_model_len=100) == "stop"
 
 
 def test_the_context_ends_a_sequence() -> None:
@@ -116,8 +136,19 @@ def test_stop_tokens_are_masked_until_the_minimum() -> None:
         [SpanMessage(A, 2, 0)],
         [SpanMessage(A, 2, 5), SpanMessage(B, 6, 2)],
         [SpanMessage(A, 2, 5, first_row=-1)],
+        [SpanMessage(A, 2, 5, splittable=False, tail=14)],
+        [SpanMessage(A, 2, 5, splittable=False, tail=2), SpanMessage(B, 8, 2)],
+        [SpanMessage(A, 2, 5, tail=1)],
     ],
-    ids=["past the end", "empty", "overlapping", "before the first row"],
+    ids=[
+        "past the end",
+        "empty",
+        "overlapping",
+        "before the first row",
+        "a tail past the end",
+        "a tail over the next",
+        "a tail that may be cut off",
+    ],
 )
 def test_malformed_spans_are_refused(spans: list[SpanMessage]) -> None:
     with pytest.raises(ValueError, match="span"):
