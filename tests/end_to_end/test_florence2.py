@@ -34,6 +34,8 @@ class World:
         self.stack = UpStack(
             folder,
             *("--served-model-name", "tiny", "--workers", "1", "--kv-cache-gib", "0.05"),
+            # The model is small: several threads would only wait for each other.
+            *("--encoder-threads", "1", "--llm-threads", "1"),
         )
 
     def ask(self, *parts: Any, **fields: Any) -> httpx.Response:
