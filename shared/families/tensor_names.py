@@ -28,6 +28,8 @@ TOWER_AND_PROJECTOR: Prefixes = {
 AUDIO_TOWER_AND_PROJECTOR: Prefixes = {
     "audio_tower.": ("encoder", "tower."),
     "model.audio_tower.": ("encoder", "tower."),
+    # As transformers 5.17 saves these models.
+    "language_model.model.model.": ("language", "model."),
     **{
         beginning: owner
         for beginning, owner in TOWER_AND_PROJECTOR.items()

@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.families.case import FamilyCase, OracleOverrides
 from tests.families.parts.lora import merged_weights, write_adapter
+from tests.families.parts.names import oddly_saved_name
 from tests.families.parts.saving import save_checkpoint
 from tests.families.parts.text import text_config
 from tests.tiny_tokenizers import QWEN_SPECIAL_TOKENS, build_qwen_tokenizer
@@ -124,11 +125,6 @@ def newer_name(name: str) -> str:
     if name.startswith("language_model.lm_head."):
         return name.removeprefix("language_model.")
     return "model." + name.replace("language_model.model.", "language_model.")
-
-
-def oddly_saved_name(name: str) -> str:
-    """The name under which transformers 5.17 saves it."""
-    return name.replace("language_model.model.", "language_model.model.model.")
 
 
 def with_other_statistics(model: Any) -> None:

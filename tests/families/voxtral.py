@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.families.case import FamilyCase, OracleOverrides
-from tests.families.parts.names import newer_name
+from tests.families.parts.names import newer_name, oddly_saved_name
 from tests.families.parts.saving import save_checkpoint
 from tests.families.parts.text import text_config
 from tests.tiny_tokenizers import build_qwen_tokenizer
@@ -143,7 +143,7 @@ CASE = FamilyCase(
     "voxtral",
     build,
     encoder_names=("audio_tower.", "multi_modal_projector."),
-    other_names=(newer_name,),
+    other_names=(newer_name, oddly_saved_name),
     variants={"": {}, "tied": {"tie": True}},
     durations=(1.3, 5.1),
     longest=9.37,

@@ -25,6 +25,11 @@ def newer_name(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.language_model.{name}"
 
 
+def oddly_saved_name(name: str) -> str:
+    """The name under which transformers 5.17 saves a language model's tensor of the hub's layout."""
+    return name.replace("language_model.model.", "language_model.model.model.")
+
+
 def with_wrapped_tower(name: str) -> str:
     """The name where the tower's own class stands inside a wrapper."""
     return name.replace("vision_tower.", "vision_tower.vision_model.")
