@@ -80,16 +80,9 @@ class TileAttention {
     }
 
     void run() {
-        take_memory();
-        gather_queries();
-        int64_t end = a_.causal ? before_ + count_ : length_;
-        int64_t begin = a_.window ? std::max<int64_t>(0, before_ + 1 - a_.window) : 0;
-        for (int64_t key = begin; key < end; key += KEYS) {
-            int64_t count = std::min<int64_t>(KEYS, end - key);
-            if (rows_ <= FEW_ROWS) {
-                step_with_few_rows(key, count);
-                continue;
-            }
+        start(0);
+        for (int64_t key = begin(); key < end(); key += KEYS) {
+            int64_t count = std::min<int64_t>(KEYS, end() - key);
             pack_keys(key, count);
             pack_values(key, count);
             score();
@@ -99,9 +92,34 @@ class TileAttention {
         write();
     }
 
+    bool has_few_rows() const { return rows_ <= FEW_ROWS; }
+
+    // Heads side by side of one tile with few rows. Packing pays where many rows are multiplied with what is packed: a
+    // few read keys and values where they lie, all heads of one key and then the next, as only memory that is read from
+    // beginning to end comes at full speed.
+    static void run_together(std::vector<TileAttention> &heads) {
+        for (size_t index = 0; index < heads.size(); index++) heads[index].start(index);
+        int64_t end = heads[0].end();
+        for (int64_t key = heads[0].begin(); key < end; key += KEYS) {
+            step_together(heads, key, std::min<int64_t>(KEYS, end - key));
+        }
+        for (TileAttention &head : heads) head.write();
+    }
+
   private:
-    void take_memory() {
-        static thread_local std::vector<Floats> memory;
+    int64_t end() const { return a_.causal ? before_ + count_ : length_; }
+    int64_t begin() const { return a_.window ? std::max<int64_t>(0, before_ + 1 - a_.window) : 0; }
+
+    // Each of the tiles that one thread works on at a time has memory of its own.
+    void start(size_t place) {
+        take_memory(place);
+        gather_queries();
+    }
+
+    void take_memory(size_t place) {
+        static thread_local std::vector<std::vector<Floats>> memories;
+        if (memories.size() <= place) memories.resize(place + 1);
+        std::vector<Floats> &memory = memories[place];
         int64_t element = sizeof(Element), lines = 0;
         auto reserve = [&](int64_t bytes) {
             int64_t at = lines;
@@ -148,27 +166,41 @@ class TileAttention {
         return (const Element *)base + slot * a_.key_stride + head_ * a_.width;
     }
 
+    static void step_together(std::vector<TileAttention> &heads, int64_t first, int64_t count) {
+        const Element *found[KEYS];
+        int64_t width = heads[0].a_.width, rows = heads[0].rows_, stride = heads[0].panels_ * PANEL;
+        heads[0].find(heads[0].a_.key, first, count, found);
+        for (int64_t key = 0; key < count; key++) {
+            const Element *at = found[key];
+            for (TileAttention &head : heads) {
+                for (int64_t row = 0; row < rows; row++) {
+                    head.scores_[row * KEYS + key] = product<Type>(head.queries_ + row * width, at, width);
+                }
+                at += width;
+            }
+        }
+        for (TileAttention &head : heads) {
+            for (int64_t row = 0; row < rows; row++) head.weigh(row, first, count);
+        }
+        heads[0].find(heads[0].a_.value, first, count, found);
+        for (int64_t key = 0; key < count; key++) {
+            const Element *at = found[key];
+            for (TileAttention &head : heads) {
+                for (int64_t row = 0; row < rows; row++) {
+                    float weight = Type::widen(head.weights_[row * KEYS + key]);
+                    add_weighted<Type>(weight, at, width, head.sums_ + row * stride);
+                }
+                at += width;
+            }
+        }
+    }
+
     // Where the keys or values of a block are.
     void find(const void *base, int64_t first, int64_t count, const Element **found) const {
         for (int64_t key = 0; key < count;) {
             const Element *at = cached(base, first + key);
             int64_t run = a_.tables ? a_.block_size - (first + key) % a_.block_size : count;
             for (int64_t end = std::min(count, key + run); key < end; key++, at += a_.key_stride) found[key] = at;
-        }
-    }
-
-    // Packing pays where many rows are multiplied with what is packed: a few read keys and values where they lie.
-    void step_with_few_rows(int64_t first, int64_t count) {
-        const Element *found[KEYS];
-        Rows<Element> read = {found, count};
-        find(a_.key, first, count, found);
-        for (int64_t row = 0; row < rows_; row++) {
-            dot_products<Type>(queries_ + row * a_.width, read, a_.width, scores_ + row * KEYS);
-            weigh(row, first, count);
-        }
-        find(a_.value, first, count, found);
-        for (int64_t row = 0; row < rows_; row++) {
-            add_weighted<Type>(weights_ + row * KEYS, read, a_.width, sums_ + row * panels_ * PANEL);
         }
     }
 

@@ -202,13 +202,26 @@ void rotate_rows(Team &team, const Operation &o, int64_t rows) {
     });
 }
 
+constexpr int64_t TURNS = 4; // of attention for each thread, where there is so much
+
 template <typename Type>
 void attend(Team &team, const Operation &o) {
     Attention attention = *o.attention;
     attention.sequences = *o.sequences;
     TileCursor cursor(attention);
-    for (int64_t item; cursor.seek((item = team.take(1)) / attention.key_heads);) {
-        TileAttention<Type>(attention, cursor.sequence(), item % attention.key_heads, cursor.first()).run();
+    int64_t tiles = 0;
+    for (int64_t sequence = 0; sequence < attention.sequences; sequence++) tiles += attention.tiles_of(sequence);
+    // Heads lie side by side: as many go together as leave each thread a few turns.
+    int64_t together = std::max<int64_t>(1, tiles * attention.key_heads / (TURNS * team.size()));
+    int64_t groups = (attention.key_heads + together - 1) / together;
+    for (int64_t item; cursor.seek((item = team.take(1)) / groups);) {
+        int64_t first = item % groups * together, end = std::min(attention.key_heads, first + together);
+        std::vector<TileAttention<Type>> heads;
+        for (int64_t head = first; head < end; head++) {
+            heads.emplace_back(attention, cursor.sequence(), head, cursor.first());
+        }
+        if (heads[0].has_few_rows()) TileAttention<Type>::run_together(heads);
+        else for (TileAttention<Type> &head : heads) head.run();
     }
 }
 
