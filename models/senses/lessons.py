@@ -24,8 +24,8 @@ from models.training.scenes import Scene
 
 ROWS_PER_SECOND = 25
 _MOST_EXCHANGES = 14
-_AROUND = 40
-"""Tokens of a question, its answer and all marks, at the most."""
+_MARKS = 16
+"""Tokens around an item, a question and its answer, at the most."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ def film_lesson(tokenizer: Tokenizer, rng: random.Random, length: int) -> Lesson
         question = ask_about_film(rng, film)
         if lesson is None:
             lesson = Lesson(question.skill, Sequence(tokenizer))
-        if len(lesson.sequence.tokens) + _film_cells(film) + _AROUND > length:
+        if len(lesson.sequence.tokens) + _film_cells(film) + _words(tokenizer, question) > length:
             if lesson.scenes:
                 return lesson
             continue
@@ -79,7 +79,7 @@ def sound_lesson(
         rows = clip_rows(clip)
         if 4 * rows > most_frames:
             continue
-        if len(lesson.sequence.tokens) + rows + _AROUND > length:
+        if len(lesson.sequence.tokens) + rows + _words(tokenizer, question) > length:
             if lesson.clips:
                 return lesson
             continue
@@ -117,6 +117,11 @@ def _exchange(lesson: Lesson, rng: random.Random, question: Question, item: Film
     sequence.text(f"{tokens.END}\n{tokens.START}assistant\n")
     sequence.text(f"{question.answer}{tokens.END}", answer=True)
     sequence.text("\n")
+
+
+def _words(tokenizer: Tokenizer, question: Question) -> int:
+    """Tokens of an exchange beside its item, at the most."""
+    return len(tokenizer.encode(question.question).ids + tokenizer.encode(question.answer).ids) + _MARKS
 
 
 def _film_cells(film: Film) -> int:

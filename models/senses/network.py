@@ -19,7 +19,7 @@ from models.training.network import answer_logits, encode_pictures
 
 NEW_LAYER = 2
 """Where the language model gets one more layer, which at first changes nothing."""
-SPELLING_WEIGHT = 0.1
+SPELLING_WEIGHT = 0.3
 
 
 class SensesLearner(nn.Module):

@@ -26,6 +26,7 @@ SAID = (
     "Transcribe this {r}.",
     "Transcribe the speech.",
     "Transcribe the audio into text.",
+    "Transcribe the English audio into text.",
     "Write down what is said.",
     "Repeat what the voice says.",
 )
