@@ -52,7 +52,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="percept-memory-", dir=arguments.scratch) as scratch:
         large = Path(scratch) / "large"
         print("writing a random checkpoint ...", flush=True)
-        weights = write_random_checkpoint(large, arguments.like)
+        weights = write_random_checkpoint(large)
         print("measuring the services without weights to speak of ...", flush=True)
         empty = _measure_services(arguments.like)
         print("measuring the services with the large checkpoint ...", flush=True)
@@ -64,9 +64,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
-    parser.add_argument(
-        "--like", type=Path, default=BUNDLED, help="small Qwen2-VL checkpoint to measure against"
-    )
+    parser.add_argument("--like", type=Path, default=BUNDLED, help="small checkpoint to measure against")
     parser.add_argument("--scratch", type=Path, help="folder for 1.3 GB of temporary files")
     arguments = parser.parse_args()
     if not (arguments.like / "config.json").is_file():

@@ -7,7 +7,6 @@ Its answers mean nothing.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,19 +45,21 @@ class HalfSizes:
         return self.encoder + self.language
 
 
-def write_random_checkpoint(folder: Path, like: Path, seed: int = 0) -> HalfSizes:
+def write_random_checkpoint(folder: Path, seed: int = 0) -> HalfSizes:
     """Writes a checkpoint of about 650 million parameters in bfloat16.
+
+    Tokenizer, template and processors are those of the small Qwen2-VL that percept-tiny grows from.
 
     Args:
         folder: where to; made if need be.
-        like: a Qwen2-VL checkpoint whose tokenizer, template and processor to take.
         seed: of the weights.
     """
+    from models.training.export import write_processing
+    from models.training.network import new_config
+
     folder.mkdir(parents=True, exist_ok=True)
-    for file in like.iterdir():
-        if file.is_file() and file.suffix in {".json", ".jinja", ".txt"} and "index" not in file.name:
-            shutil.copy(file, folder / file.name)
-    config = _config(json.loads((like / "config.json").read_text()))
+    write_processing(folder)
+    config = _config(new_config().to_dict())
     config.save_pretrained(folder)
     return write_weights(config, folder, seed)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.chat_client import ChatClient, noise_part, text_part, words
 from benchmarks.random_checkpoint import write_random_checkpoint
-from benchmarks.running import BUNDLED, Parts, Services
+from benchmarks.running import Parts, Services
 from benchmarks.summary import paired_ratio, report_arguments, spread, write_report
 
 _LONGEST_TEXT = 4096
@@ -113,7 +113,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="percept-repeats-") as scratch:
         model = chosen.model or Path(scratch)
         if chosen.model is None:
-            write_random_checkpoint(model, BUNDLED)
+            write_random_checkpoint(model)
         figures = measure(
             model,
             threads=chosen.threads,

@@ -6,6 +6,7 @@ be wrong only apart.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ class ReferenceModel:
         processor_class = getattr(transformers, settings["image_processor_type"].removesuffix("Fast") + "Pil")
         self.processor: Any = processor_class.from_pretrained(folder)
         self.config: Any = self.model.config
+        self._takes_kinds = "mm_token_type_ids" in inspect.signature(self.model.forward).parameters
 
     def generate(
         self,
@@ -72,7 +74,7 @@ class ReferenceModel:
             expanded += [token] * (next(counts) if token == self.config.image_token_id else 1)
         ids = torch.tensor([expanded])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | features
-        if "image_grid_thw" in features:
+        if "image_grid_thw" in features and self._takes_kinds:
             inputs["mm_token_type_ids"] = (ids == self.config.image_token_id).int()
         return inputs
 

@@ -1,10 +1,8 @@
-"""The thinker's tokenizer and chat format: those of `models.training` under the names that Qwen2.5-Omni's
-processor asks for, and three tokens more for what is heard.
+"""The thinker's tokenizer and chat format: those of `models.training`, and three tokens more for sound.
 
 Knows which number every token has. Knows nothing about weights.
 """
 
-import json
 from functools import cache
 
 from tokenizers import AddedToken, Tokenizer
@@ -12,10 +10,10 @@ from tokenizers import AddedToken, Tokenizer
 from models.training import vocabulary
 
 END_OF_TEXT, START, END = vocabulary.END_OF_TEXT, vocabulary.START, vocabulary.END
-VISION_START, VISION_END = "<|vision_bos|>", "<|vision_eos|>"
-IMAGE, VIDEO = "<|IMAGE|>", "<|VIDEO|>"
-AUDIO_START, AUDIO_END, AUDIO = "<|audio_bos|>", "<|audio_eos|>", "<|AUDIO|>"
-SPECIAL = (END_OF_TEXT, START, END, VISION_START, VISION_END, IMAGE, VIDEO, AUDIO_START, AUDIO_END, AUDIO)
+VISION_START, VISION_END = vocabulary.VISION_START, vocabulary.VISION_END
+IMAGE, VIDEO = vocabulary.IMAGE, vocabulary.VIDEO
+AUDIO_START, AUDIO_END, AUDIO = "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>"
+SPECIAL = (*vocabulary.SPECIAL, AUDIO_START, AUDIO_END, AUDIO)
 SIZE = vocabulary.SIZE + 8
 """Rows of the embedding, of which the last five are nobody's."""
 
@@ -28,14 +26,8 @@ NAMED = {
     "audio_bos_token": AUDIO_START,
     "audio_eos_token": AUDIO_END,
 }
-"""Special tokens by the names under which the processor looks for them."""
+"""Special tokens by the names under which Qwen2.5-Omni's processor looks for them."""
 
-_RENAMED = {
-    vocabulary.VISION_START: VISION_START,
-    vocabulary.VISION_END: VISION_END,
-    vocabulary.IMAGE: IMAGE,
-    vocabulary.VIDEO: VIDEO,
-}
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message['role'] + '\n' -}}"
@@ -44,11 +36,11 @@ CHAT_TEMPLATE = (
     "{%- else -%}"
     "{%- for part in message['content'] -%}"
     "{%- if part['type'] == 'image' or 'image' in part or 'image_url' in part -%}"
-    "{{- '<|vision_bos|><|IMAGE|><|vision_eos|>' -}}"
+    "{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
     "{%- elif part['type'] == 'audio' or 'audio' in part or 'audio_url' in part -%}"
-    "{{- '<|audio_bos|><|AUDIO|><|audio_eos|>' -}}"
+    "{{- '<|audio_start|><|audio_pad|><|audio_end|>' -}}"
     "{%- elif part['type'] == 'video' or 'video' in part -%}"
-    "{{- '<|vision_bos|><|VIDEO|><|vision_eos|>' -}}"
+    "{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}"
     "{%- elif 'text' in part -%}"
     "{{- part['text'] -}}"
     "{%- endif -%}"
@@ -63,14 +55,7 @@ CHAT_TEMPLATE = (
 @cache
 def build_tokenizer() -> Tokenizer:
     """The tokenizer; every token of `models.training` keeps its number."""
-    known = json.loads(vocabulary.build_tokenizer().to_str())
-    for token in known["added_tokens"]:
-        token["content"] = _RENAMED.get(token["content"], token["content"])
-    words = known["model"]["vocab"]
-    for old, new in _RENAMED.items():
-        words[new] = words.pop(old)
-    known["model"]["vocab"] = dict(sorted(words.items(), key=lambda word: word[1]))
-    tokenizer = Tokenizer.from_str(json.dumps(known))
+    tokenizer = vocabulary.build_tokenizer()
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True) for token in (AUDIO_START, AUDIO_END, AUDIO)]
     )

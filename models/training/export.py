@@ -32,6 +32,11 @@ def export(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.float32) -
     model.generation_config = _generation_config()
     model.to(dtype).save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
+    write_processing(folder)
+
+
+def write_processing(folder: Path) -> None:
+    """Writes what a folder has beside configuration and weights: tokenizer, template, processors."""
     _write_tokenizer(folder)
     _write_json(folder / "preprocessor_config.json", _preprocessor("Qwen2VLImageProcessor"))
     video = _preprocessor("Qwen2VLImageProcessor")
