@@ -24,9 +24,6 @@ from shared.settings import ModalityName
 PROCESSOR_FIELD = "mm_processor_kwargs"
 MEDIA_IO_FIELD = "media_io_kwargs"
 
-DEFAULT_FRAME_COUNT = 32
-"""Frames of a video where nobody says otherwise; the encoder service's own default."""
-
 _MEDIA_IO = "media_io"
 _MAX_LENGTH = 4096
 _MODALITIES: tuple[ModalityName, ...] = get_args(ModalityName)
@@ -98,9 +95,9 @@ class SettingsRules:
             listed["num_frames"] = -1
         texts = {modality: canonical(merged[modality]) for modality in _MODALITIES}
         return ItemSettings(
-            texts={**texts, "video": canonical(merged["video"] | _without_defaults(media_io))},
+            texts={**texts, "video": canonical(merged["video"] | _media_io(media_io))},
             frame_rate=rate,
-            frame_list_text=canonical(merged["video"] | _without_defaults(listed)),
+            frame_list_text=canonical(merged["video"] | _media_io(listed)),
             from_request=frozenset(
                 name for name, said in ((PROCESSOR_FIELD, processor), (MEDIA_IO_FIELD, video)) if said
             ),
@@ -187,7 +184,5 @@ def _beside_pictures(settings: Values, facts: FamilyFacts | None) -> str | None:
     return canonical({**facts.audio_settings_beside_pictures, **settings})
 
 
-def _without_defaults(media_io: Values) -> dict[str, Any]:
-    if not media_io or dict(media_io) == {"num_frames": DEFAULT_FRAME_COUNT}:
-        return {}
-    return {_MEDIA_IO: dict(media_io)}
+def _media_io(media_io: Values) -> dict[str, Any]:
+    return {_MEDIA_IO: dict(media_io)} if media_io else {}

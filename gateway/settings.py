@@ -95,8 +95,9 @@ class GatewaySettings(ServiceSettings):
     )
     media_io_kwargs: JsonObject = Field(
         "",
-        description='Which frames of videos are taken, a JSON object: {"video": {"num_frames": 32}}, or '
-        "fps in the place of num_frames or beside it; -1 takes all. Requests may have their own.",
+        description='Which frames of videos are taken, a JSON object: {"video": {"num_frames": 16}}, or '
+        "fps in the place of num_frames or beside it; -1 takes all. Requests may have their own. Default: "
+        "the checkpoint's rate where it has one (do_sample_frames and fps), else 32 frames.",
     )
     request_timeout_s: float | None = Field(
         None, gt=0, description="Deadline of a whole request, in seconds. Default: --default-deadline-s."

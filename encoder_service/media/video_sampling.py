@@ -37,11 +37,15 @@ class Sampling:
     max_frame_count: int
 
     @classmethod
-    def of(cls, settings: object, max_frame_count: int) -> Sampling:
+    def of(cls, settings: object, max_frame_count: int, own_rate: float | None = None) -> Sampling:
         """Reads the `media_io` settings of a video.
 
         `num_frames` (-1 for all) and `fps`. One of them alone replaces the default;
         both together are a rate with a bound.
+
+        Args:
+            own_rate: frames a second that the model was made for, where its checkpoint
+                says so; the default in the place of a number.
 
         Raises:
             InvalidRequestError: an unknown name or a senseless value, or more frames
@@ -55,7 +59,8 @@ class Sampling:
                     f"unknown setting {str(name)[:64]!r} of media_io; there are num_frames and fps",
                     param=_PARAM,
                 )
-        rate = _rate(settings.get("fps", -1))
+        implied = own_rate if own_rate is not None and not settings else -1
+        rate = _rate(settings.get("fps", implied))
         default = min(DEFAULT_FRAME_COUNT, max_frame_count) if rate is None else -1
         return cls(_frame_count(settings.get("num_frames", default), max_frame_count), rate, max_frame_count)
 

@@ -28,7 +28,16 @@ from shared.errors import (
     PerceptError,
     UnsupportedMediaError,
 )
-from shared.families.base import EncodedItem, Features, Hears, MediaInfo, Modality, Preprocessor, VideoClip
+from shared.families.base import (
+    EncodedItem,
+    Features,
+    Hears,
+    MediaInfo,
+    Modality,
+    Preprocessor,
+    SamplesByRate,
+    VideoClip,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +158,8 @@ def _process(
         return preprocessor.accept_embeddings(job.modality, read_fields(payload))
     settings = dict(messages.decoded_settings(job.settings))
     if job.modality == "video":
-        clip = _clip(job, payload, settings.pop(MEDIA_IO, {}), limits.video)
+        rate = preprocessor.frame_rate if isinstance(preprocessor, SamplesByRate) else None
+        clip = _clip(job, payload, settings.pop(MEDIA_IO, {}), limits.video, rate)
         if isinstance(preprocessor, Hears) and _wants_sound(settings):
             clip = _with_sound(clip, job, payload, preprocessor.sampling_rate, limits.sound)
         return _with_settings(preprocessor.preprocess_video, clip, settings)
@@ -163,17 +173,19 @@ def _process(
     return _with_settings(preprocessor.preprocess_image, picture, settings)
 
 
-def _clip(job: messages.Job, payload: bytes, settings: object, limits: VideoLimits) -> VideoClip:
+def _clip(
+    job: messages.Job, payload: bytes, settings: object, limits: VideoLimits, own_rate: float | None
+) -> VideoClip:
     from encoder_service.media.video_sampling import Sampling
 
-    sampling = Sampling.of(settings, limits.max_frame_count)
     if job.form == "frames":
         from encoder_service.media.frame_list import decode_frame_list
 
-        return decode_frame_list(payload, sampling, limits)
+        # Whoever sends frames has chosen them.
+        return decode_frame_list(payload, Sampling.of(settings, limits.max_frame_count), limits)
     from encoder_service.media.video import decode_video
 
-    return decode_video(payload, sampling, limits)
+    return decode_video(payload, Sampling.of(settings, limits.max_frame_count, own_rate), limits)
 
 
 def _wants_sound(settings: dict[str, object]) -> bool:

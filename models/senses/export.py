@@ -40,7 +40,7 @@ def export(checkpoint: Path, seeing: Path, folder: Path) -> None:
     _write_json(folder / "preprocessor_config.json", both)
     _write_json(
         folder / "video_preprocessor_config.json",
-        pictures | {"video_processor_type": "Qwen2VLVideoProcessor"},
+        pictures | {"video_processor_type": "Qwen2VLVideoProcessor", "do_sample_frames": True, "fps": 2},
     )
 
 

@@ -24,7 +24,7 @@ class Plan:
     matrix_rate: float = 1.0e-3
     warmup: int = 100
     level: float = 0.4
-    utterances: int = 14000
+    utterances: int = 40000
     save_every: int = 100
     workers: int = 2
     compiled: bool = True

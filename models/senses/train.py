@@ -10,6 +10,7 @@ from models import BUNDLED
 from models.senses.export import export
 from models.senses.loop import train
 from models.senses.plan import Plan
+from models.training.train import SEEING
 
 _FOLDER = Path(__file__).parents[1] / ".training"
 
@@ -20,9 +21,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Plan.steps, help="steps of ears and language model")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--workers", type=int, default=Plan.workers, help="processes of one thread each")
-    parser.add_argument(
-        "--seeing", type=Path, default=_FOLDER / "seeing", help="the model that sees, of models.training"
-    )
+    parser.add_argument("--seeing", type=Path, default=SEEING, help="the model that sees, of models.training")
     parser.add_argument("--folder", type=Path, default=_FOLDER / "senses", help="for checkpoints and the log")
     parser.add_argument("--output", type=Path, default=BUNDLED, help="where the model is exported to")
     chosen = parser.parse_args()

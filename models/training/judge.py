@@ -14,12 +14,12 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from models import BUNDLED
 from models.training import vocabulary
 from models.training.cases import Case, cases
 from models.training.conversations import Exchange
 from models.training.drawing import draw
 from models.training.tally import Tally
+from models.training.train import SEEING
 
 _LONGEST_ANSWER = 32
 
@@ -96,7 +96,7 @@ def judge(speaker: Speaker, asked: list[Case], tally: Tally) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.training.judge", description=__doc__)
-    parser.add_argument("--model", type=Path, default=BUNDLED)
+    parser.add_argument("--model", type=Path, default=SEEING)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=900, help="cases, the skills in turn")
     parser.add_argument("--batch", type=int, default=90)

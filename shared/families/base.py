@@ -98,6 +98,14 @@ class Preprocessor(Protocol):
 
 
 @runtime_checkable
+class SamplesByRate(Preprocessor, Protocol):
+    """A `Preprocessor` of a family whose checkpoints may say how many frames of a second it was made for."""
+
+    frame_rate: float | None
+    """Frames a second that are taken where nobody asks for another choice; None: the service's default."""
+
+
+@runtime_checkable
 class Hears(Preprocessor, Protocol):
     """A `Preprocessor` of a family that takes audio."""
 

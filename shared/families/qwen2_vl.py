@@ -33,7 +33,7 @@ from shared.families.image_processor import ImageProcessor
 from shared.families.mrope import AXES, MRopeLayout
 from shared.families.parts import cut_steps, part_token_count
 from shared.families.pixel_bounds import PixelBounds
-from shared.families.video_settings import FrameRecipe, read_recipe, read_video_settings
+from shared.families.video_settings import FrameRecipe, own_frame_rate, read_recipe, read_video_settings
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -89,6 +89,7 @@ class Qwen2VLPreprocessor:
     def __init__(self, checkpoint: Checkpoint, config: Any, video_defaults: Mapping[str, Any]) -> None:
         self._processor = ImageProcessor(checkpoint)
         self._videos = read_video_settings(checkpoint, video_defaults)
+        self.frame_rate = own_frame_rate(checkpoint)
         self._frame_bounds = frame_bounds(checkpoint, self._videos)
         # For its refusals; the tower reads it for itself.
         read_recipe(self._videos)

@@ -9,6 +9,7 @@ of them has as defaults its family brings along.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,22 @@ def read_own_settings(checkpoint: Checkpoint) -> dict[str, Any]:
         InvalidRequestError: it is no JSON object.
     """
     return _read(checkpoint.folder / OWN_FILE) or {}
+
+
+def own_frame_rate(checkpoint: Checkpoint) -> float | None:
+    """Frames a second at which the checkpoint's video processor samples, where its own file says so.
+
+    transformers' processors sample only where `do_sample_frames` says so; a number of
+    frames beside the rate is left to whoever asks.
+
+    Raises:
+        InvalidRequestError: the file is no JSON object.
+    """
+    settings = read_own_settings(checkpoint)
+    rate = settings.get("fps")
+    if settings.get("do_sample_frames") is not True or isinstance(rate, bool):
+        return None
+    return float(rate) if isinstance(rate, int | float) and 0 < rate < math.inf else None
 
 
 def read_recipe(settings: Mapping[str, Any]) -> FrameRecipe:

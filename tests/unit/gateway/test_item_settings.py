@@ -29,9 +29,10 @@ def test_nothing_said_is_no_text() -> None:
     assert settings.texts == {"image": "", "video": "", "audio": ""}
     assert settings.frame_list_text == "" and settings.frame_rate is None and not settings.from_request
     assert SettingsRules().for_request({}, {}, FACTS).texts["video"] == ""
-    # What is said and is the default is the default.
-    assert SettingsRules().for_request(None, {"num_frames": 32}, FACTS).texts["video"] == ""
-    assert SettingsRules(video={"num_frames": 32}).for_request(None, None, FACTS).texts["video"] == ""
+    # What is said is said: the default may be the model's own rate.
+    said = '{"media_io":{"num_frames":32}}'
+    assert SettingsRules().for_request(None, {"num_frames": 32}, FACTS).texts["video"] == said
+    assert SettingsRules(video={"num_frames": 32}).for_request(None, None, FACTS).texts["video"] == said
 
 
 def test_a_name_goes_to_the_modalities_that_take_it() -> None:
