@@ -29,12 +29,12 @@ class Portions:
         frames: of a spectrogram.
     """
 
-    of_pictures: int = 6
-    of_films: int = 4
+    of_pictures: int = 5
+    of_films: int = 5
     of_voices: int = 4
     of_beeps: int = 2
     length: int = 192
-    pictures: int = 28
+    pictures: int = 30
     clips: int = 11
     frames: int = 480
 
