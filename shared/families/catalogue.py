@@ -177,7 +177,7 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
     FamilyFacts(
         "qwen2_5_omni",
         "qwen2_5_omni:OmniFamily",
-        ("Qwen/Qwen2.5-Omni-3B", "Qwen/Qwen2.5-Omni-7B"),
+        ("percept-tiny", "Qwen/Qwen2.5-Omni-3B", "Qwen/Qwen2.5-Omni-7B"),
         modalities=("image", "video", "audio"),
         embedding_fields={
             "image": EmbeddingFields(("image_embeds", "image_grid_thw")),
@@ -215,7 +215,7 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
     FamilyFacts(
         "qwen2_vl",
         "qwen2_vl:Qwen2VLFamily",
-        ("percept-tiny", "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-72B-Instruct"),
+        ("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-72B-Instruct"),
         modalities=("image", "video"),
         embedding_fields={
             "image": EmbeddingFields(("image_embeds", "image_grid_thw")),
