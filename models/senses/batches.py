@@ -24,18 +24,20 @@ class Portions:
     """How many sequences of a batch are of which kind, and what room there is.
 
     Attributes:
+        moving: the share of films in which something moves; in the others things appear.
         length: tokens of a sequence.
         pictures, clips: how many fit into a batch.
         frames: of a spectrogram.
     """
 
     of_pictures: int = 5
-    of_films: int = 5
-    of_voices: int = 4
+    of_films: int = 4
+    of_voices: int = 5
     of_beeps: int = 2
+    moving: float = 0.5
     length: int = 192
-    pictures: int = 30
-    clips: int = 11
+    pictures: int = 26
+    clips: int = 14
     frames: int = 480
 
     @property
@@ -70,13 +72,13 @@ class SensesBatch:
     skills: list[str]
 
 
-def build_batch(tokenizer: Tokenizer, portions: Portions, pool: Pool, seed: int, number: int) -> SensesBatch:
-    """Batch `number`."""
-    rng = random.Random(f"senses/{seed}/{number}")
+def build_batch(tokenizer: Tokenizer, portions: Portions, pool: Pool, seed: str, number: int) -> SensesBatch:
+    """Batch `number` of those that follow from the seed."""
+    rng = random.Random(f"{seed}/{number}")
     lessons: list[Lesson] = []
     room = {"pictures": portions.pictures, "clips": portions.clips}
     makers: list[Callable[[], Lesson]] = [
-        *[lambda: film_lesson(tokenizer, rng, portions.length)] * portions.of_films,
+        *[lambda: film_lesson(tokenizer, rng, portions.length, portions.moving)] * portions.of_films,
         *[lambda: _sound(tokenizer, portions, pool, rng, "voice")] * portions.of_voices,
         *[lambda: _sound(tokenizer, portions, pool, rng, "beeps")] * portions.of_beeps,
         *[lambda: picture_lesson(tokenizer, rng, portions.length)] * portions.of_pictures,

@@ -50,9 +50,9 @@ class Film:
         return sentence(f"first {first}, " + ", ".join(f"then {one}" for one in later))
 
 
-def make_film(rng: random.Random) -> Film:
-    """A mover more often: to follow one is harder than to see what is new."""
-    return moving_film(rng) if rng.random() < 0.65 else appearing_film(rng)
+def make_film(rng: random.Random, moving: float) -> Film:
+    """A film; `moving` is the chance that something moves in it."""
+    return moving_film(rng) if rng.random() < moving else appearing_film(rng)
 
 
 def moving_film(rng: random.Random) -> Film:

@@ -53,11 +53,11 @@ def picture_lesson(tokenizer: Tokenizer, rng: random.Random, length: int) -> Les
     return Lesson("pictures", sequence)
 
 
-def film_lesson(tokenizer: Tokenizer, rng: random.Random, length: int) -> Lesson:
+def film_lesson(tokenizer: Tokenizer, rng: random.Random, length: int, moving: float) -> Lesson:
     """Films while there is room."""
     lesson: Lesson | None = None
     while True:
-        film = make_film(rng)
+        film = make_film(rng, moving)
         question = ask_about_film(rng, film)
         if lesson is None:
             lesson = Lesson(question.skill, Sequence(tokenizer))

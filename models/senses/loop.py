@@ -62,7 +62,11 @@ def _work(number: int, plan: Plan, seeing: Path, folder: Path, meeting: Path) ->
         "gloo", init_method=f"file://{meeting}", rank=number, world_size=plan.workers
     )
     worker = Worker(number, plan, seeing, folder)
-    for stage, total in (("spelling", plan.spelling), ("senses", plan.steps)):
+    for stage, total in (
+        ("spelling", plan.spelling),
+        ("senses", plan.steps),
+        ("refining", plan.refining),
+    ):
         bar = tqdm(
             total=total,
             initial=worker.done[stage],
@@ -87,7 +91,7 @@ class Worker:
         self._learner = SensesLearner(
             Qwen2VLForConditionalGeneration.from_pretrained(seeing, dtype=torch.float32)
         )
-        self.done = {"spelling": 0, "senses": 0}
+        self.done = {"spelling": 0, "senses": 0, "refining": 0}
         self._state = self._read()
         self._ahead = ThreadPoolExecutor(1)
         self._began = time.monotonic()
@@ -100,13 +104,14 @@ class Worker:
         step: Callable[[Any], torch.Tensor] = (
             self._spelling_step() if stage == "spelling" else self._senses_step()
         )
-        batch: Callable[[int], Any] = self._clips if stage == "spelling" else self._lessons
+        batch = self._batches(stage)
+        full = self._plan.refining_share if stage == "refining" else 1.0
         waiting: Future[Any] = self._ahead.submit(batch, self.done[stage])
         while self.done[stage] < total:
             current, waiting = waiting.result(), self._ahead.submit(batch, self.done[stage] + 1)
             loss = step(current)
             loss.backward()  # type: ignore[no-untyped-call]
-            self._update(rate_share(self.done[stage], total, self._plan.warmup, self._plan.level))
+            self._update(full * rate_share(self.done[stage], total, self._plan.warmup, self._plan.level))
             self.done[stage] += 1
             bar.update()
             if self.done[stage] % 10 == 0:
@@ -177,10 +182,14 @@ class Worker:
                 clips.append(clip)
         return clips
 
-    def _lessons(self, number: int) -> SensesBatch:
-        return build_batch(
-            self._tokenizer, self._plan.portions, self._pool, self._plan.seed, self._share(number)
-        )
+    def _batches(self, stage: str) -> Callable[[int], Any]:
+        """Makes batch n of a stage."""
+        plan = self._plan
+        if stage == "spelling":
+            return self._clips
+        portions = plan.refining_portions if stage == "refining" else plan.portions
+        seed = f"{stage}/{plan.seed}"
+        return lambda number: build_batch(self._tokenizer, portions, self._pool, seed, self._share(number))
 
     def _share(self, number: int) -> int:
         return number * self._plan.workers + self._number
@@ -199,7 +208,7 @@ class Worker:
 
     def _log(self, stage: str, loss: float) -> None:
         line: dict[str, Any] = {"stage": stage, "step": self.done[stage], "loss": round(loss, 4)}
-        if stage == "senses":
+        if stage != "spelling":
             unseen = Pool(self._folder / "unseen_voices")
             line["unseen"] = unseen_accuracy(
                 self._learner, self._tokenizer, self._plan.portions, unseen, _UNSEEN_BATCHES
@@ -214,5 +223,5 @@ class Worker:
             return None
         state: dict[str, Any] = torch.load(path, weights_only=True)
         self._learner.load_state_dict(state["learner"])
-        self.done = state["done"]
+        self.done |= state["done"]
         return state

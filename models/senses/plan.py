@@ -12,23 +12,31 @@ class Plan:
     Attributes:
         spelling: steps in which the ears alone learn, by spelling what they hear.
         steps: steps after them, in which the language model learns to listen and to watch.
-        level: the share of those in which the rate stays level before it falls to zero.
+        refining: steps at the end, which dwell on what is hardest; their rate begins at `refining_share`.
+        level: the share of the steps of a stage in which the rate stays level before it falls to zero.
         utterances: how many are spoken ahead.
     """
 
     spelling: int = 2600
     steps: int = 5000
+    refining: int = 1800
     seed: int = 0
     spelling_rate: float = 1.2e-3
     rate: float = 5e-4
     matrix_rate: float = 1.0e-3
     warmup: int = 100
     level: float = 0.4
+    refining_share: float = 0.5
     utterances: int = 40000
     save_every: int = 100
     workers: int = 2
     compiled: bool = True
     portions: Portions = field(default_factory=Portions)
+    refining_portions: Portions = field(
+        default_factory=lambda: Portions(
+            of_films=5, of_voices=2, of_beeps=4, moving=0.2, pictures=30, clips=18
+        )
+    )
 
 
 def rate_share(step: int, steps: int, warmup: int, level: float) -> float:

@@ -19,13 +19,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.senses", description=__doc__)
     parser.add_argument("--spelling", type=int, default=Plan.spelling, help="steps of the ears alone")
     parser.add_argument("--steps", type=int, default=Plan.steps, help="steps of ears and language model")
+    parser.add_argument("--refining", type=int, default=Plan.refining, help="steps on what is hardest")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--workers", type=int, default=Plan.workers, help="processes of one thread each")
     parser.add_argument("--seeing", type=Path, default=SEEING, help="the model that sees, of models.training")
     parser.add_argument("--folder", type=Path, default=_FOLDER / "senses", help="for checkpoints and the log")
     parser.add_argument("--output", type=Path, default=BUNDLED, help="where the model is exported to")
     chosen = parser.parse_args()
-    plan = Plan(spelling=chosen.spelling, steps=chosen.steps, seed=chosen.seed, workers=chosen.workers)
+    plan = Plan(
+        spelling=chosen.spelling,
+        steps=chosen.steps,
+        refining=chosen.refining,
+        seed=chosen.seed,
+        workers=chosen.workers,
+    )
     export(train(plan, chosen.seeing, chosen.folder), chosen.seeing, chosen.output)
 
 

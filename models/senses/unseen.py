@@ -13,7 +13,7 @@ from models.senses.network import SensesLearner
 from models.senses.pool import Pool
 from models.training.examples import IGNORED
 
-_UNSEEN_SEED = 1_000_003
+_UNSEEN_SEED = "unseen"
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ def test_every_token_of_the_older_vocabulary_keeps_its_number() -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_positions_of_films_equal_transformers(seed: int) -> None:
-    lesson = film_lesson(vocabulary.build_tokenizer(), random.Random(seed), 192)
+    lesson = film_lesson(vocabulary.build_tokenizer(), random.Random(seed), 192, 0.5)
     ids = tokens.special_ids()
     words = torch.tensor([lesson.sequence.tokens])
     scenes, grids = iter(lesson.scenes), []
@@ -170,7 +170,7 @@ def test_questions_are_answered_by_what_is_heard_and_seen() -> None:
     asked: list[Question] = []
     for seed in range(300):
         rng = random.Random(seed)
-        asked.append(ask_about_film(rng, make_film(rng)))
+        asked.append(ask_about_film(rng, make_film(rng, 0.5)))
         beeps = make_beeps(rng)
         question = ask_about_beeps(rng, beeps)
         for number, word in enumerate(("zero", "one", "two", "three", "four", "five")):
