@@ -30,7 +30,7 @@ RAW_NAMES: Mapping[str, str] = {
     "token_ids": "prompt",
     "media": "multi_modal_data",
 }
-"""What a completion request calls fields of the wire."""
+"""What a completion request calls fields of the wire; see `RawPrompt.names` where it has several prompts."""
 
 RawText: TypeAlias = str | tuple[int, ...]
 """Text, or token ids."""
@@ -51,13 +51,18 @@ class RawPrompt:
         media: in order of each modality's placeholders.
         encoder: what the encoder of an encoder-decoder model takes beside the media; None where
             the request says nothing of an encoder.
-        param: its path in the request.
+        param: path in the request of what is continued.
     """
 
     text: RawText
     media: tuple[MediaPart, ...] = ()
     encoder: RawText | None = None
     param: str = "prompt"
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """What the request calls the wire's fields of this prompt."""
+        return {**RAW_NAMES, "text": self.param, "token_ids": self.param}
 
 
 def raw_prompts(request: CompletionRequest) -> list[RawPrompt]:
@@ -131,7 +136,7 @@ def _two_prompts(value: Mapping[str, Any], prefix: str) -> RawPrompt:
         _half(value.get("decoder_prompt"), decoder_path, _TEXTS),
         media,
         _half(encoder, path, _WITH_MEDIA),
-        prefix.removesuffix(".") or "decoder_prompt",
+        decoder_path,
     )
 
 

@@ -18,7 +18,7 @@ from gateway.completion_schema import CompletionRequest, parse_completion_reques
 from gateway.description import ANSWER_RESPONSE, ERROR_RESPONSES, json_body
 from gateway.errors import json_response
 from gateway.parts import Gateway
-from gateway.raw_prompts import RAW_NAMES, RawPrompt, raw_prompts, to_raw_request
+from gateway.raw_prompts import RawPrompt, raw_prompts, to_raw_request
 from gateway.sse import EventStreamResponse, while_connected
 from gateway.together import together
 from gateway.work import Asked, PlainRoute, Work
@@ -96,7 +96,7 @@ class _Completion:
             settings=self.gateway.settings_for(request),
             choice_count=request.n or 1,
             max_tokens=request.max_token_count,
-            names=RAW_NAMES,
+            names=prompt.names,
             to_wire=lambda items: to_raw_request(
                 request, prompt, items, request_id=self.work.request_id, max_model_len=max_model_len
             ),
@@ -112,4 +112,4 @@ class _Completion:
     async def _text(self, prompt: RawPrompt) -> str:
         if isinstance(prompt.text, str):
             return prompt.text
-        return await self.gateway.conductor.text_of(prompt.text, self.work.deadline, RAW_NAMES)
+        return await self.gateway.conductor.text_of(prompt.text, self.work.deadline, prompt.names)

@@ -270,7 +270,6 @@ async def test_what_a_model_lacks_and_how_much_it_takes() -> None:
     [
         (InvalidRequestError("placeholders", param="media"), 400, "multi_modal_data"),
         (InvalidRequestError("long", param="stopping.max_token_count"), 400, "max_tokens"),
-        (InvalidRequestError("unknown", param="token_ids[3]"), 400, "prompt[3]"),
         (InvalidRequestError("none", param="encoder_prompt"), 400, "encoder_prompt"),
         (OverloadedError("full", retry_after=1), 429, None),
         (InternalError("broken"), 500, None),
@@ -284,6 +283,23 @@ async def test_refusals_have_the_requests_own_names(refusal: Any, status: int, p
                     await ask(stack, prompt, stream=stream)
                 assert (caught.value.status_code, caught.value.param) == (status, param)
         await until(lambda: stack.llms[0].running == 0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param"),
+    [
+        ([1, 2], "prompt[1]"),
+        ([[1, 2], [3, 4]], "prompt[{}][1]"),
+        ({"encoder_prompt": "", "decoder_prompt": [1, 2]}, "prompt.decoder_prompt[1]"),
+    ],
+)
+async def test_a_wrong_token_has_its_prompts_place(prompt: Any, param: str) -> None:
+    unknown = InvalidRequestError("unknown", param="token_ids[1]")
+    async with running_stack([ScriptedLlm(refuse_with=unknown)]) as stack:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await ask(stack, prompt)
+        # Both were refused, and either may have been the first.
+        assert caught.value.param in {param.format(index) for index in range(2)}
 
 
 async def test_an_error_inside_a_stream_is_an_event_and_ends_the_other_prompts() -> None:
