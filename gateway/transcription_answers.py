@@ -29,6 +29,7 @@ class TextStream:
         self._asked = asked
         self._index = 0
         self._held = ""
+        self._logprobs: list[Json] = []
         self._begun = False
         self._strips = True
 
@@ -40,14 +41,17 @@ class TextStream:
         # Space at the end may be the end of all.
         said = text.rstrip()
         self._held = text[len(said) :]
+        if self._asked.form.include:
+            self._logprobs += [
+                _logprob(token) for frame in part.frames for token in tokens_of(frame) if token.is_text
+            ]
         if not said:
             return []
         self._begun, self._strips = True, False
         event: Json = {"type": "transcript.text.delta", "delta": said}
         if self._asked.form.include:
-            event["logprobs"] = [
-                _logprob(token) for frame in part.frames for token in tokens_of(frame) if token.is_text
-            ]
+            # Those of tokens that said nothing yet too.
+            event["logprobs"], self._logprobs = self._logprobs, []
         return [event]
 
     def _next_piece(self, index: int) -> None:

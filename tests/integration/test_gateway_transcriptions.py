@@ -125,6 +125,14 @@ async def test_streamed_text_adds_up() -> None:
         assert done["usage"] == {"type": "duration", "seconds": 3}
 
 
+async def test_streamed_tokens_add_up_though_some_say_nothing_yet() -> None:
+    words = ("<|de|>", " ", "Hallo", " ", "Welt")
+    async with running_stack([whisper(words=words)], [ScriptedEncoder(piece_count=2)]) as stack:
+        *deltas, done = await events(stack, **{"include[]": "logprobs"})
+        told = [token for event in deltas for token in event["logprobs"]]
+        assert told == done["logprobs"] and [token["token"] for token in told] == [*words[1:]] * 2
+
+
 async def test_a_model_that_converses_is_asked_in_words() -> None:
     llm = ScriptedLlm(family="qwen2_audio", limits=HEARING, words=(" Hello", " there ", ""))
     async with running_stack([llm], [ScriptedEncoder(piece_count=2)]) as stack:
