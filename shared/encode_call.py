@@ -89,7 +89,7 @@ async def split(call: SplitCall, payload: bytes, take: Callable[[int], None]) ->
         files[-1] += frame.chunk
         if len(files[-1]) == layout[len(files) - 1].byte_count:
             files.append(bytearray())
-    if len(files) < len(layout) or (len(files) == len(layout) and layout[-1].byte_count):
+    if not layout or len(files) < len(layout) or (len(files) == len(layout) and layout[-1].byte_count):
         return []
     return [
         RecordingPiece(piece.start_seconds, piece.end_seconds, bytes(file) if piece.byte_count else payload)

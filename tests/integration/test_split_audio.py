@@ -136,6 +136,36 @@ async def test_frames_out_of_order(
     assert type(from_rpc_error(caught.value, "the encoder service")) is kind
 
 
+@pytest.mark.parametrize("frame_count", [0, 1, 2])
+async def test_a_call_that_ends_early_gives_no_pieces(frame_count: int) -> None:
+    pieces = [pb.AudioPiece(end_seconds=1, byte_count=4), pb.AudioPiece(start_seconds=1, byte_count=4)]
+    frames = [
+        pb.SplitAudioResponse(pieces=pb.AudioPieces(seconds=2, pieces=pieces)),
+        pb.SplitAudioResponse(chunk=b"abcd"),
+    ]
+
+    class Ending(encoder_service_pb2_grpc.EncoderServiceServicer):
+        async def SplitAudio(
+            self, request_iterator: AsyncIterator[pb.SplitAudioRequest], context: object
+        ) -> AsyncIterator[pb.SplitAudioResponse]:
+            await anext(aiter(request_iterator))
+            yield pb.SplitAudioResponse(accepted=pb.Accepted(payload_wanted=True))
+            async for _ in request_iterator:
+                pass
+            for frame in frames[:frame_count]:
+                yield frame
+
+    server = grpc.aio.server()
+    encoder_service_pb2_grpc.add_EncoderServiceServicer_to_server(Ending(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with open_channel(f"127.0.0.1:{port}") as channel:
+            assert await split_sound(encoder_service_pb2_grpc.EncoderServiceStub(channel), b"a") == []
+    finally:
+        await server.stop(None)
+
+
 async def test_a_caller_that_leaves_holds_nothing(stub: Stub) -> None:
     call = stub.SplitAudio(timeout=30)
     await call.write(pb.SplitAudioRequest(header=pb.SplitAudioHeader(byte_count=100)))
