@@ -142,25 +142,28 @@ async def receive_payload(
 
     A payload that breaks the rules is read to its end, though not kept, before it
     is refused: a refusal while a caller still sends can lose its status. One that
-    does not end is refused when it is twice as long as it may be.
+    does not end is refused when it is twice as long as it may be; a frame without
+    bytes counts as one.
 
     Returns: exactly `byte_count` bytes.
 
     Raises:
-        InvalidRequestError: fewer or more bytes, a frame that is no chunk, or a
-            chunk above 1 MiB.
+        InvalidRequestError: fewer or more bytes, a frame that is no chunk, a
+            chunk above 1 MiB, or frames without end.
     """
     chunks: list[bytes] = []
-    received = 0
+    received, read = 0, 0
     fault: str | None = None
     async for frame in frames:
         fault = fault or _fault_of(frame)
         received += len(frame.chunk)
-        if received > 2 * byte_count + MAX_CHUNK_BYTE_COUNT:
+        read += max(1, len(frame.chunk))
+        if read > 2 * byte_count + MAX_CHUNK_BYTE_COUNT:
+            fault = fault or "the payload does not end"
             break
         if received > byte_count or fault:
             chunks.clear()
-        else:
+        elif frame.chunk:
             chunks.append(frame.chunk)
     if fault is None and received != byte_count:
         fault = f"the payload has {received} bytes, the header promised {byte_count}"

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from encoder_service.upload import EncodeHeader, EncodeRequest, UploadRules, receive_header, receive_payload
+from encoder_service.upload import (
+    MAX_CHUNK_BYTE_COUNT,
+    EncodeHeader,
+    EncodeRequest,
+    UploadRules,
+    receive_header,
+    receive_payload,
+)
 from protos.media.v1 import media_pb2
 from shared.errors import (
     InvalidRequestError,
@@ -118,3 +125,11 @@ async def test_a_payload_without_end_is_not_read_for_ever() -> None:
     with pytest.raises(InvalidRequestError):
         await receive_payload(aiter(frames), 10)
     assert frames.read_count == 2
+
+
+@pytest.mark.parametrize("frame", [chunk(b""), EncodeRequest(), EncodeRequest(header=header())])
+async def test_frames_without_bytes_are_not_read_for_ever(frame: EncodeRequest) -> None:
+    frames = Frames(chunk(b"abcdefghij"), *[frame] * 2 * MAX_CHUNK_BYTE_COUNT)
+    with pytest.raises(InvalidRequestError):
+        await receive_payload(aiter(frames), 10)
+    assert frames.read_count <= MAX_CHUNK_BYTE_COUNT + 21
