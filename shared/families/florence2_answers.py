@@ -12,7 +12,7 @@ Florence2Processor reads out of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -66,12 +66,11 @@ _PLACE = r"<loc_(\d+)>"
 _ENDS = re.compile(r"<s>|</s>|<pad>")
 _NAME = re.compile(r"^\s*(.*?)(?=</?(?:od|box|bbox)>|<loc_)")
 _SHAPE_NAME = re.compile(r"^\s*(.*?)(?=</?(?:od|box|bbox)>|<loc_|<poly>)")
-_NAMED_BOXES = re.compile(r"[^<]+(?:<loc_\d+>){4,}")
+_WORDS = re.compile(r"[^<]+")
 _BOXES = re.compile(r"(?:<loc_\d+>){4,}")
 _BOX = re.compile(_PLACE * 4)
-_QUAD = re.compile(f"(.+?){_PLACE * 8}")
+_QUAD = re.compile(_PLACE * 8)
 _SHAPE_MARK = r"(?:<loc_\d+>|<sep>|<poly>|</poly>)"
-_NAMED_SHAPES = re.compile(f"[^<]+{_SHAPE_MARK}{{4,}}")
 _SHAPES = re.compile(f"{_SHAPE_MARK}{{4,}}")
 _OUTLINE = re.compile(r"((?:<loc_\d+>)+)(?:<sep>|$)")
 _GROUP = re.compile(r"<poly>(.*?)</poly>")
@@ -140,19 +139,19 @@ def _read(answer: str, task: str, size: Size, left_out: Collection[str]) -> Any:
     text = _ENDS.sub("", answer)
     match task:
         case "<OD>" | "<DENSE_REGION_CAPTION>":
-            return _listed("bboxes", _boxes(text, size))
+            return _listed("bboxes", _boxes(_named(text, _BOXES), size))
         case "<REGION_PROPOSAL>":
-            return _listed("bboxes", _boxes(text, size, _BOXES))
+            return _listed("bboxes", _boxes(_BOXES.findall(text), size))
         case "<CAPTION_TO_PHRASE_GROUNDING>":
-            return _listed("bboxes", _boxes(text, size, left_out=left_out))
+            return _listed("bboxes", _boxes(_named(text, _BOXES), size, left_out))
         case "<OCR_WITH_REGION>":
             return _listed("quad_boxes", _quads(text, size))
         case "<REFERRING_EXPRESSION_SEGMENTATION>" | "<REGION_TO_SEGMENTATION>":
-            return _listed("polygons", _shapes(text, size, _SHAPES))
+            return _listed("polygons", _shapes(_SHAPES.findall(text), size))
         case "<OPEN_VOCABULARY_DETECTION>":
             outlined = "<poly>" in answer
-            boxes = [] if outlined else _boxes(text, size)
-            shapes = _shapes(text, size, _NAMED_SHAPES) if outlined else []
+            boxes = [] if outlined else _boxes(_named(text, _BOXES), size)
+            shapes = _shapes(_named(text, _SHAPES), size) if outlined else []
             return _listed("bboxes", boxes, "bboxes_labels") | _listed("polygons", shapes, "polygons_labels")
         case _:
             assert is_text(task), task
@@ -163,12 +162,20 @@ def _listed(what: str, found: Sequence[tuple[str, Any]], labels: str = "labels")
     return {what: [shape for _, shape in found], labels: [name for name, _ in found]}
 
 
-def _boxes(
-    text: str, size: Size, runs: re.Pattern[str] = _NAMED_BOXES, left_out: Collection[str] = ()
-) -> list[tuple[str, list[int]]]:
+def _named(text: str, places: re.Pattern[str]) -> Iterator[str]:
+    """Runs of places with the words in front of them: one look at each character, however long the text."""
+    end = 0
+    while words := _WORDS.search(text, end):
+        run = places.match(text, words.end())
+        if run:
+            yield text[words.start() : run.end()]
+        end = run.end() if run else words.end()
+
+
+def _boxes(runs: Iterable[str], size: Size, left_out: Collection[str] = ()) -> list[tuple[str, list[int]]]:
     """Names and boxes; a name may have several."""
     found: list[tuple[str, list[int]]] = []
-    for run in runs.findall(text):
+    for run in runs:
         name = _NAME.search(run)
         if name is None or name.group().strip() in left_out:
             continue
@@ -178,13 +185,22 @@ def _boxes(
 
 
 def _quads(text: str, size: Size) -> list[tuple[str, list[int]]]:
-    return [(words.strip(), in_pixels(places, size)) for words, *places in _QUAD.findall(text)]
+    """Words of one line and the quadrilateral behind them."""
+    found: list[tuple[str, list[int]]] = []
+    end = 0
+    while quad := _QUAD.search(text, end + 1):
+        place = quad.start()
+        start = max(end, text.rfind("\n", end, place) + 1)
+        if start < place:
+            found.append((text[start:place].strip(), in_pixels(quad.groups(), size)))
+        end = quad.end() if start < place else place
+    return found
 
 
-def _shapes(text: str, size: Size, runs: re.Pattern[str]) -> list[tuple[str, list[list[int]]]]:
+def _shapes(runs: Iterable[str], size: Size) -> list[tuple[str, list[list[int]]]]:
     """Names and polygons; each group between marks, or the whole run without any, is one shape."""
     found: list[tuple[str, list[list[int]]]] = []
-    for run in runs.findall(text):
+    for run in runs:
         name = _SHAPE_NAME.search(re.sub(r"^<loc_\d+>", "", run, count=1))
         if name is None:
             continue

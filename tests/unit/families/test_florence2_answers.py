@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
 import pytest
@@ -52,6 +53,15 @@ def test_an_answer_in_pixels() -> None:
     assert read_answer(answer, "<OD>", (640, 480)) == {
         "<OD>": {"bboxes": [[33, 159, 596, 371], [0, 0, 639, 479]], "labels": ["car", "wheel"]}
     }
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_words_without_places_are_read_once(task: str) -> None:
+    """Looking at all that follows from each character would take minutes."""
+    begun = time.perf_counter()
+    said = read_answer("a word " * 30_000 + "<poly>", task, (640, 480))[task]
+    assert time.perf_counter() - begun < 10
+    assert isinstance(said, str) or not any(said.values())
 
 
 @pytest.mark.parametrize("task", ALONE)
