@@ -122,7 +122,15 @@ class Florence2Layout:
         return task_in(_words(text)) or ""
 
     def joined(self, encoder_ids: Sequence[int], decoder_ids: Sequence[int]) -> list[int]:
-        """See `TakesEncoderPrompt`. The decoder's need not hold what every answer begins with."""
+        """See `TakesEncoderPrompt`. The decoder's need not hold what every answer begins with.
+
+        Raises:
+            InvalidRequestError: the encoder's holds padding, which is what parts the two.
+        """
+        if self.padding_id in encoder_ids:
+            raise InvalidRequestError(
+                "an encoder prompt of this model has no padding tokens", param="encoder_prompt"
+            )
         return [self.image_id, *encoder_ids, self.padding_id, *decoder_ids]
 
     def rules(self, token_ids: Sequence[int]) -> TokenRules:
