@@ -22,6 +22,8 @@ from shared.families.base import Modality
 
 MAX_CHUNK_BYTE_COUNT = 1024 * 1024
 _MAX_SETTINGS_LENGTH = 4 * 1024
+_EMPTY_FRAME_BYTE_COUNT = 1024
+"""What a frame without bytes counts as, where a payload does not end."""
 
 EncodeRequest = encoder_service_pb2.EncodeRequest
 EncodeHeader = encoder_service_pb2.EncodeHeader
@@ -143,7 +145,7 @@ async def receive_payload(
     A payload that breaks the rules is read to its end, though not kept, before it
     is refused: a refusal while a caller still sends can lose its status. One that
     does not end is refused when it is twice as long as it may be; a frame without
-    bytes counts as one.
+    bytes counts as 1 KiB.
 
     Returns: exactly `byte_count` bytes.
 
@@ -157,7 +159,7 @@ async def receive_payload(
     async for frame in frames:
         fault = fault or _fault_of(frame)
         received += len(frame.chunk)
-        read += max(1, len(frame.chunk))
+        read += len(frame.chunk) or _EMPTY_FRAME_BYTE_COUNT
         if read > 2 * byte_count + MAX_CHUNK_BYTE_COUNT:
             fault = fault or "the payload does not end"
             break

@@ -21,6 +21,7 @@ _MODALITIES: Mapping[int, Modality] = {
     media_pb2.MODALITY_VIDEO: "video",
     media_pb2.MODALITY_AUDIO: "audio",
 }
+_FORMS = frozenset({media_pb2.MEDIA_FORM_FILE, media_pb2.MEDIA_FORM_EMBEDDINGS, media_pb2.MEDIA_FORM_FRAMES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,10 @@ def _item(item: media_pb2.MediaItem, param: str) -> Item:
     if not is_key(item.key):
         raise InvalidRequestError("a key is 64 lower-case hexadecimal digits", param=f"{param}.key")
     modality = modality_of(item.modality, f"{param}.modality")
-    if item.form == media_pb2.MEDIA_FORM_UNSPECIFIED:
-        raise InvalidRequestError("the form is required", param=f"{param}.form")
+    if item.form not in _FORMS:
+        raise InvalidRequestError("the form is missing or unknown", param=f"{param}.form")
+    if item.form == media_pb2.MEDIA_FORM_FRAMES and modality != "video":
+        raise InvalidRequestError("only a video is a list of frames", param=f"{param}.form")
     if len(item.settings) > MAX_ITEM_SETTINGS_LENGTH:
         raise InvalidRequestError("the settings are too long", param=f"{param}.settings")
     return Item(item.key, modality)

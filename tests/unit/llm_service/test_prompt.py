@@ -277,6 +277,12 @@ async def test_a_model_with_one_prompt_refuses_two() -> None:
     assert (await refusal("qwen", request)).param == "encoder_prompt"
 
 
+def with_form(form: Any) -> pb.GenerateRequest:
+    """A picture that is said to come in that form."""
+    item = media_pb2.MediaItem(key="0" * 64, modality=media_pb2.MODALITY_IMAGE, form=form)
+    return pb.GenerateRequest(text="<|image_pad|>", media=[item])
+
+
 @pytest.mark.parametrize(
     ("request_", "param"),
     [
@@ -301,6 +307,9 @@ async def test_a_model_with_one_prompt_refuses_two() -> None:
         (pb.GenerateRequest(token_ids=pb.TokenIds(ids=[10**6])), "token_ids[0]"),
         (pb.GenerateRequest(text="a", media=[media_pb2.MediaItem(key="x")]), "media[0].key"),
         (pb.GenerateRequest(text="a", media=[media_pb2.MediaItem(key="0" * 64)]), "media[0].modality"),
+        (with_form(media_pb2.MEDIA_FORM_UNSPECIFIED), "media[0].form"),
+        (with_form(media_pb2.MEDIA_FORM_FRAMES), "media[0].form"),
+        (with_form(99), "media[0].form"),
     ],
 )
 async def test_a_bad_prompt_is_refused_with_its_path(request_: pb.GenerateRequest, param: str) -> None:
