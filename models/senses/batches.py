@@ -25,6 +25,7 @@ class Portions:
 
     Attributes:
         moving: the share of films in which something moves; in the others things appear.
+        hard: the share of conversations about pictures that dwell on what is hard.
         length: tokens of a sequence.
         pictures, clips: how many fit into a batch.
         frames: of a spectrogram.
@@ -35,6 +36,7 @@ class Portions:
     of_voices: int = 5
     of_beeps: int = 2
     moving: float = 0.5
+    hard: float = 0.5
     length: int = 192
     pictures: int = 26
     clips: int = 14
@@ -81,7 +83,7 @@ def build_batch(tokenizer: Tokenizer, portions: Portions, pool: Pool, seed: str,
         *[lambda: film_lesson(tokenizer, rng, portions.length, portions.moving)] * portions.of_films,
         *[lambda: _sound(tokenizer, portions, pool, rng, "voice")] * portions.of_voices,
         *[lambda: _sound(tokenizer, portions, pool, rng, "beeps")] * portions.of_beeps,
-        *[lambda: picture_lesson(tokenizer, rng, portions.length)] * portions.of_pictures,
+        *[lambda: picture_lesson(tokenizer, rng, portions.length, portions.hard)] * portions.of_pictures,
     ]
     for index, make in enumerate(makers):
         behind = len(makers) - index - 1

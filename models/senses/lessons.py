@@ -47,8 +47,9 @@ class Lesson:
         return self.sequence.scenes
 
 
-def picture_lesson(tokenizer: Tokenizer, rng: random.Random, length: int) -> Lesson:
-    kind = HARD if rng.random() < 0.5 else BROAD
+def picture_lesson(tokenizer: Tokenizer, rng: random.Random, length: int, hard: float) -> Lesson:
+    """A conversation about pictures; `hard` is the chance that it dwells on what is hard."""
+    kind = HARD if rng.random() < hard else BROAD
     sequence = lay_out(tokenizer, converse(rng, _MOST_EXCHANGES, kind), length, rng)
     return Lesson("pictures", sequence)
 

@@ -19,7 +19,7 @@ class Plan:
 
     spelling: int = 2600
     steps: int = 5000
-    refining: int = 1800
+    refining: int = 2500
     seed: int = 0
     spelling_rate: float = 1.2e-3
     rate: float = 5e-4
@@ -34,7 +34,7 @@ class Plan:
     portions: Portions = field(default_factory=Portions)
     refining_portions: Portions = field(
         default_factory=lambda: Portions(
-            of_films=5, of_voices=2, of_beeps=4, moving=0.2, pictures=30, clips=18
+            of_pictures=9, of_films=3, of_voices=2, of_beeps=2, moving=0.35, hard=0.65, pictures=30
         )
     )
 
