@@ -58,7 +58,7 @@ def make_film(rng: random.Random, moving: float) -> Film:
 def moving_film(rng: random.Random) -> Film:
     """One shape on a straight way along an axis."""
     while True:
-        scene = _still(rng, 1)
+        scene = shapes_scene(rng, 1)
         thing = scene.things[0]
         direction = rng.choice(DIRECTIONS)
         across = direction in ("left", "right")
@@ -80,7 +80,7 @@ def appearing_film(rng: random.Random) -> Film:
     count = rng.randint(FEWEST_MOMENTS, MOST_MOMENTS)
     shown = 2 if count == FEWEST_MOMENTS or rng.random() < 0.65 else 3
     while True:
-        scene = _still(rng, shown)
+        scene = shapes_scene(rng, shown)
         if len({name(thing) for thing in scene.things}) == shown:
             break
     order = tuple(rng.sample(scene.things, shown))
@@ -90,11 +90,6 @@ def appearing_film(rng: random.Random) -> Film:
         for moment in range(count)
     )
     return Film(scenes, None, order)
-
-
-def _still(rng: random.Random, count: int) -> Scene:
-    """A scene of a size that films have: cells are few whatever its sides."""
-    return shapes_scene(rng, count)
 
 
 def _at(thing: Thing, across: bool, place: float, drift: float) -> Thing:

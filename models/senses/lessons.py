@@ -22,7 +22,6 @@ from models.training.examples import Sequence, lay_out
 from models.training.pixels import MOST_CELLS, grid_of
 from models.training.scenes import Scene
 
-ROWS_PER_SECOND = 25
 _MOST_EXCHANGES = 14
 _MARKS = 16
 """Tokens around an item, a question and its answer, at the most."""

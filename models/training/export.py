@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
 
 from models.training import vocabulary
 from models.training.network import CONTEXT, new_config
 from models.training.pixels import MAX_PIXELS, MERGE, MIN_PIXELS, NORMAL_MEAN, NORMAL_STD, PATCH
 
+PICTURES = {"image_processor_type": "Qwen2VLImageProcessor"}
+FILMS = {"video_processor_type": "Qwen2VLVideoProcessor"}
+_PROCESSOR = "Qwen2VLProcessor"
 _HEADS = "seen."
 _MODEL = "model."
 
@@ -29,7 +33,7 @@ def export(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.float32) -
     }
     model.load_state_dict(weights)
     folder.mkdir(parents=True, exist_ok=True)
-    model.generation_config = _generation_config()
+    model.generation_config = generation_config()
     model.to(dtype).save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
     write_processing(folder)
@@ -37,16 +41,16 @@ def export(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.float32) -
 
 def write_processing(folder: Path) -> None:
     """Writes what a folder has beside configuration and weights: tokenizer, template, processors."""
-    _write_tokenizer(folder)
-    _write_json(folder / "preprocessor_config.json", _preprocessor("Qwen2VLImageProcessor"))
-    video = _preprocessor("Qwen2VLImageProcessor")
-    del video["image_processor_type"]
-    _write_json(
-        folder / "video_preprocessor_config.json", video | {"video_processor_type": "Qwen2VLVideoProcessor"}
+    write_tokenizer(
+        folder, vocabulary.build_tokenizer(), vocabulary.CHAT_TEMPLATE, _PROCESSOR, list(vocabulary.SPECIAL)
     )
+    pixels = pixel_settings(_PROCESSOR)
+    write_json(folder / "preprocessor_config.json", PICTURES | pixels)
+    write_json(folder / "video_preprocessor_config.json", pixels | FILMS)
 
 
-def _generation_config() -> GenerationConfig:
+def generation_config() -> GenerationConfig:
+    """Greedy answers that end where a message ends."""
     ids = vocabulary.special_ids(vocabulary.build_tokenizer())
     return GenerationConfig(
         do_sample=False,
@@ -56,31 +60,38 @@ def _generation_config() -> GenerationConfig:
     )
 
 
-def _write_tokenizer(folder: Path) -> None:
-    tokenizer = vocabulary.build_tokenizer()
+def write_tokenizer(
+    folder: Path, tokenizer: Tokenizer, template: str, processor: str, special: list[str] | dict[str, str]
+) -> None:
+    """Writes a tokenizer with its settings and the chat template.
+
+    Args:
+        processor: the class that the checkpoint's processor has in transformers.
+        special: further special tokens, by the names that the processor looks for where it does.
+    """
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "Qwen2Tokenizer",
-        "processor_class": "Qwen2VLProcessor",
+        "processor_class": processor,
         "add_prefix_space": False,
         "bos_token": None,
         "eos_token": vocabulary.END,
         "pad_token": vocabulary.END_OF_TEXT,
         "unk_token": vocabulary.END_OF_TEXT,
-        "extra_special_tokens": list(vocabulary.SPECIAL),
+        "extra_special_tokens": special,
         "clean_up_tokenization_spaces": False,
         "errors": "replace",
         "model_max_length": CONTEXT,
-        "chat_template": vocabulary.CHAT_TEMPLATE,
+        "chat_template": template,
     }
-    _write_json(folder / "tokenizer_config.json", settings)
-    (folder / "chat_template.jinja").write_text(vocabulary.CHAT_TEMPLATE)
+    write_json(folder / "tokenizer_config.json", settings)
+    (folder / "chat_template.jinja").write_text(template)
 
 
-def _preprocessor(kind: str) -> dict[str, Any]:
+def pixel_settings(processor: str) -> dict[str, Any]:
+    """What is said of pixels, of pictures and of films alike."""
     return {
-        "image_processor_type": kind,
-        "processor_class": "Qwen2VLProcessor",
+        "processor_class": processor,
         "do_convert_rgb": True,
         "do_resize": True,
         "do_rescale": True,
@@ -98,5 +109,6 @@ def _preprocessor(kind: str) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a settings file."""
     path.write_text(json.dumps(value, indent=2) + "\n")
