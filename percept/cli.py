@@ -17,10 +17,10 @@ SUMMARIES = {
     "encoder": "Start one encoder service: media in, embeddings out.",
     "llm": "Start one LLM service: prompts in, tokens out.",
     "gateway": "Start one gateway: the OpenAI API in front.",
-    "chat": "Ask a running gateway, with pictures if you like.",
-    "transcribe": "Write down what is said in recordings, through a running gateway.",
-    "encode": "Turn media files into files of embeddings, through a running encoder.",
-    "generate": "Answer a file of requests, through a running gateway.",
+    "chat": "Ask a running gateway about text, pictures, videos or sound.",
+    "transcribe": "Write down what is said in recordings (needs a gateway).",
+    "encode": "Turn media files into embeddings (needs an encoder).",
+    "generate": "Answer a file of requests (needs a gateway).",
     "models": "List the model families and what each takes.",
     "bench": "Put load on an OpenAI-compatible server and measure it.",
     "health": "Say whether a service is ready: exit status 0 or 1.",
@@ -71,6 +71,20 @@ def _version() -> None:
     typer.echo(version("percept"))
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        _version()
+        raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Takes the options that stand before a command."""
+
+
 def _stub() -> None:
     """Stands for a command that does not run this time."""
 
@@ -86,6 +100,7 @@ def build_app(invoked: str | None) -> typer.Typer:
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
+    app.callback()(_root)
     for name, summary in SUMMARIES.items():
         if name == invoked == "bench":
             from percept.commands.bench import bench_app

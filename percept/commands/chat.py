@@ -10,6 +10,7 @@ import base64
 import json
 import mimetypes
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -18,16 +19,26 @@ from typing import Annotated, Any
 import httpx
 import typer
 
+from percept.gateway_url import gateway_url
+
 TIMEOUT_S = 600.0
 CONNECT_TIMEOUT_S = 5.0
 
 
+_PART = re.compile(r"messages\[\d+\]\.content\[(\d+)\]")
+"""Where an error's `param` names the part of a message that it is about."""
+
+
 class ChatError(Exception):
-    """The question could not be answered. `str(error)` says why."""
+    """The question could not be answered. `str(error)` says why, `param` which part of the request."""
+
+    def __init__(self, reason: str, param: str | None = None) -> None:
+        super().__init__(reason)
+        self.param = param
 
 
 def chat(
-    question: Annotated[str, typer.Argument(help="What to ask.")],
+    question: Annotated[str, typer.Argument(help="What to ask.", metavar="QUESTION")],
     image: Annotated[
         list[str] | None,
         typer.Option(
@@ -57,12 +68,12 @@ def chat(
 ) -> None:
     """Asks the gateway and writes the answer as it comes."""
     options = {"model": model, "max_completion_tokens": max_tokens, "temperature": temperature}
+    files = {"image": image or [], "video": video or [], "audio": audio or []}
     try:
-        files = {"image": image or [], "video": video or [], "audio": audio or []}
         body = build_body(question, files, system, options)
-        asyncio.run(_print_answer(url.rstrip("/").removesuffix("/v1"), body, api_key))
+        asyncio.run(_print_answer(gateway_url(url), body, api_key))
     except ChatError as error:
-        print(f"percept chat: {error}", file=sys.stderr)
+        print(f"percept chat: {_file_of(error, files)}{error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -90,6 +101,13 @@ def build_body(
         messages.insert(0, {"role": "system", "content": system})
     given = {name: value for name, value in options.items() if value is not None}
     return {"messages": messages, "stream": True, **given}
+
+
+def _file_of(error: ChatError, files: Mapping[str, Sequence[str]]) -> str:
+    """The flag and the file that a refusal is about, as "--image FILE: "; "" where it is about none."""
+    flags = [f"--{modality} {file}: " for modality, named in files.items() for file in named]
+    part = _PART.match(error.param or "")
+    return flags[int(part[1])] if part and int(part[1]) < len(flags) else ""
 
 
 def _as_url(file: str, flag: str) -> str:
@@ -129,7 +147,7 @@ async def stream_answer(url: str, body: dict[str, Any], headers: dict[str, str])
         ):
             if response.status_code != httpx.codes.OK:
                 await response.aread()
-                raise ChatError(_refusal(response))
+                raise _refusal(response)
             async for text in _texts(response):
                 yield text
     except httpx.ConnectError as error:
@@ -148,18 +166,26 @@ async def _texts(response: httpx.Response) -> AsyncIterator[str]:
             return
         event = json.loads(data)
         if "error" in event:
-            raise ChatError(str(event["error"].get("message", event["error"])))
+            raise _refused(event["error"])
         for choice in event.get("choices", ()):
             if text := choice.get("delta", {}).get("content"):
                 yield text
     raise ChatError("the answer broke off")
 
 
-def _refusal(response: httpx.Response) -> str:
+def _refusal(response: httpx.Response) -> ChatError:
     try:
-        message = response.json()["error"]["message"]
+        refused = _refused(response.json()["error"])
     except (ValueError, KeyError, TypeError):
-        message = response.text[:200] or response.reason_phrase
+        refused = ChatError(response.text[:200] or response.reason_phrase)
     retry_after = response.headers.get("Retry-After")
     again = f" (try again in {retry_after} s)" if retry_after else ""
-    return f"{response.status_code}: {message}{again}"
+    return ChatError(f"{response.status_code}: {refused}{again}", refused.param)
+
+
+def _refused(error: Any) -> ChatError:
+    """An error object of OpenAI's form, which other servers may not keep to."""
+    if not isinstance(error, dict):
+        return ChatError(str(error))
+    param = error.get("param")
+    return ChatError(str(error.get("message", error)), param if isinstance(param, str) else None)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def encode(
-    files: Annotated[list[Path], typer.Argument(help="Media files, and folders of them.", metavar="FILE...")],
+    files: Annotated[list[Path], typer.Argument(help="Media files, and folders of them.", metavar="FILE")],
     out: Annotated[
         Path,
         typer.Option(

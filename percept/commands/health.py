@@ -13,7 +13,10 @@ TIMEOUT_S = 5.0
 
 def health(
     address: Annotated[
-        str, typer.Argument(help="HOST:PORT of an encoder or LLM, or the http:// URL of a gateway.")
+        str,
+        typer.Argument(
+            help="HOST:PORT of an encoder or LLM, or the http:// URL of a gateway.", metavar="ADDRESS"
+        ),
     ],
 ) -> None:
     """Ends with status 0 when the service is ready, with 1 and the reason otherwise."""

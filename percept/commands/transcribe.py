@@ -29,7 +29,7 @@ class TranscribeError(Exception):
 
 Files = Annotated[
     list[Path],
-    typer.Argument(help="Recordings, videos for their sound; folders too, with --out.", metavar="FILE..."),
+    typer.Argument(help="Recordings, videos for their sound; folders too, with --out.", metavar="FILE"),
 ]
 Form = Annotated[Format, typer.Option("--format", help="What is written.")]
 Language = Annotated[

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 
+from percept.gateway_url import gateway_url
+
 _CONNECT_TIMEOUT_S = 10.0
 _LONGEST_PAUSE_S = 60.0
 _FIRST_PAUSE_S = 0.25
@@ -82,7 +84,7 @@ def open_http(url: str, api_key: str | None, timeout_s: float, concurrency: int)
         timeout_s: longest silence before an answer, in seconds.
     """
     return httpx.AsyncClient(
-        base_url=url.rstrip("/").removesuffix("/v1"),
+        base_url=gateway_url(url),
         headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
         timeout=httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S, pool=None),
         limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),

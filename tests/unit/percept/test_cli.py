@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -44,6 +49,14 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     assert "heavy: set()" in done.stdout
     for command in ("up", "encoder", "llm", "gateway", "chat", "health", "version"):
         assert f"\n  {command} " in done.stdout
+    assert "..." not in done.stdout.partition("Commands:")[2], "a summary that was cut"
+
+
+def test_the_version_is_asked_for_in_two_ways() -> None:
+    for word in ("--version", "version"):
+        done = percept(word)
+        assert done.returncode == 0
+        assert done.stdout == f"{version('percept')}\n"
 
 
 def test_help_takes_less_than_half_a_second() -> None:
@@ -132,6 +145,56 @@ def test_chat_with_a_missing_file_says_so(tmp_path: Path, flag: str) -> None:
     done = percept("chat", flag, str(tmp_path / "none.mp4"), "hello")
     assert done.returncode == 1
     assert f"{flag} {tmp_path / 'none.mp4'}: " in done.stderr
+
+
+@contextmanager
+def refusing(param: str | None) -> Iterator[str]:
+    """A server that refuses every request as a gateway does. Gives HOST:PORT."""
+    error = {"message": "no such thing", "type": "invalid_request_error", "param": param, "code": None}
+    answer = json.dumps({"error": error}).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(400)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            """Keeps quiet."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("param", "told"),
+    [
+        ("messages[1].content[0].image_url", "--image {a}: 400: no such thing"),
+        ("messages[1].content[1].video_url.url", "--video {b}: 400: no such thing"),
+        ("messages[1].content[2].audio_url", "--audio {a}: 400: no such thing"),
+        ("messages[1].content[3].text", "400: no such thing"),
+        ("max_completion_tokens", "400: no such thing"),
+        (None, "400: no such thing"),
+    ],
+)
+def test_a_refusal_of_a_file_names_it(tmp_path: Path, param: str | None, told: str) -> None:
+    a, b = tmp_path / "a.bin", tmp_path / "b.bin"
+    a.write_bytes(b"a")
+    b.write_bytes(b"b")
+    with refusing(param) as address:
+        flags = ["--audio", str(a), "--video", str(b), "--image", str(a)]
+        done = percept("chat", *flags, "--system", "Be brief.", "--url", address, "What?")
+    assert done.returncode == 1
+    assert done.stderr == f"percept chat: {told.format(a=a, b=b)}\n"
 
 
 def test_chat_sends_files_before_the_question(tmp_path: Path) -> None:
