@@ -7,7 +7,7 @@ imports neither torch nor transformers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -35,17 +35,20 @@ class OmniIds:
 
 @dataclass(frozen=True, slots=True)
 class OmniLayout:
-    """Grows `<|IMAGE|>`, `<|VIDEO|>` and `<|AUDIO|>` to an item's rows.
+    """Grows an item's placeholder, `<|IMAGE|>` for example, to its rows.
 
     Attributes:
         ids: of placeholders and marks.
         merge_size: patches per row of embeddings, along one side.
         clock: how a video's time becomes positions.
+        named: texts of placeholders and marks where they are not Qwen2.5-Omni's, by the names
+            that the tokenizer's configuration has for them.
     """
 
     ids: OmniIds
     merge_size: int
     clock: Clock
+    named: Mapping[str, str] = field(default_factory=dict)
 
     def placeholder_ids(self) -> Mapping[Modality, int]:
         """See `PromptLayout`."""
@@ -54,7 +57,12 @@ class OmniLayout:
     def placeholder_text(self, modality: Modality) -> str:
         """See `PromptLayout`."""
         kind = "audio" if modality == "audio" else "vision"
-        return f"<|{kind}_bos|><|{modality.upper()}|><|{kind}_eos|>"
+        usual = {
+            f"{kind}_bos_token": f"<|{kind}_bos|>",
+            f"{modality}_token": f"<|{modality.upper()}|>",
+            f"{kind}_eos_token": f"<|{kind}_eos|>",
+        }
+        return "".join(self.named.get(name, text) for name, text in usual.items())
 
     def expand(self, token_ids: Sequence[int], media: Sequence[MediaInfo]) -> ExpandedPrompt:
         """See `PromptLayout`. Positions are int64 (3, tokens)."""

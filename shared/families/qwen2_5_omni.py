@@ -34,6 +34,7 @@ from shared.families.embeddings import check_fields, check_rows
 from shared.families.heard_videos import Clock, Order, order_of
 from shared.families.mel import LogMel
 from shared.families.mrope import AXES
+from shared.families.named_tokens import named_tokens
 from shared.families.omni_layout import OmniIds, OmniLayout
 from shared.families.pixel_bounds import PixelBounds
 from shared.families.qwen2_5_vl import Qwen25VLFamily, Qwen25VLPreprocessor
@@ -244,7 +245,8 @@ class OmniFamily(Qwen25VLFamily):
             audio_start=int(config.audio_start_token_id),
             audio_end=int(config.audio_end_token_id),
         )
-        return OmniLayout(ids, int(config.vision_config.spatial_merge_size), _clock(config))
+        merge_size = int(config.vision_config.spatial_merge_size)
+        return OmniLayout(ids, merge_size, _clock(config), named_tokens(self._checkpoint.folder))
 
     def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
         """See `Family`."""

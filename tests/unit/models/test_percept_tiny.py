@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import soundfile
 from PIL import Image
-from transformers import AutoConfig, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import AutoConfig, AutoTokenizer, Qwen2_5OmniThinkerForConditionalGeneration
 
 from models import BUNDLED
 from models.senses.cases import make_case
@@ -18,6 +18,9 @@ from models.training.cases import Case, cases
 from models.training.conversations import Exchange
 from models.training.drawing import draw
 from models.training.tally import Tally
+from shared.checkpoint import find_checkpoint
+from shared.families import load_family
+from shared.families.base import Modality
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 MEBIBYTE = 1 << 20
@@ -50,6 +53,16 @@ def message(known: dict[str, Any]) -> dict[str, Any]:
 
 def samples(path: Path) -> Any:
     return soundfile.read(path, dtype="float32")[0]
+
+
+@pytest.mark.parametrize("modality", ["image", "video", "audio"])
+def test_what_a_wrong_prompt_is_told_to_say_is_what_the_template_says(modality: Modality) -> None:
+    layout = load_family(find_checkpoint(str(BUNDLED))).prompt_layout()
+    text = layout.placeholder_text(modality)
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
+    assert tokenizer(text).input_ids.count(layout.placeholder_ids()[modality]) == 1
+    message = {"role": "user", "content": [{"type": modality}]}
+    assert text in tokenizer.apply_chat_template([message], tokenize=False)
 
 
 def test_weights_are_small() -> None:
