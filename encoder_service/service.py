@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-import signal
 import wave
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -38,6 +37,7 @@ from shared.checkpoint import configured_dtype, find_checkpoint
 from shared.families import load_family
 from shared.families.base import Checkpoint, Family, Features, Modality, Tower
 from shared.rpc.server import RunningServer, ServiceRegistration, build_server
+from shared.stop_signals import StopSignals
 from shared.telemetry import Stopwatch, configure_logging
 
 if TYPE_CHECKING:
@@ -77,14 +77,12 @@ async def serve(settings: EncoderSettings) -> None:
     """
     configure_logging("encoder", settings.log_level)
     yield_to_others(settings.nice)
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    async with running(settings) as (_, port):
+    signals = StopSignals()
+    async with running(settings) as (server, port):
         logger.info("serving on port %d", port)
-        await stopping.wait()
-        logger.info("draining for up to %g s", settings.drain_grace_s)
+        await signals.stopping.wait()
+        signals.again = server.hurry
+        logger.info("draining for up to %g s; a second signal ends it at once", settings.drain_grace_s)
 
 
 @asynccontextmanager

@@ -59,6 +59,8 @@ class GatewayServer(uvicorn.Server):
 
     def stop(self) -> None:
         """Asks it to end; asked again, it ends at once."""
+        if not self.should_exit:
+            logger.info("answers under way may take up to %d s; a second signal ends them at once", _GRACE_S)
         self.force_exit = self.should_exit
         self.should_exit = True
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -43,6 +42,7 @@ from shared.families.base import MAIN_TENSOR, Checkpoint, Family, Modality
 from shared.families.takes_tasks import TakesTasks
 from shared.families.writes_speech import WritesSpeech
 from shared.rpc.server import RunningServer, ServiceRegistration, build_server
+from shared.stop_signals import StopSignals
 from shared.telemetry import Stopwatch, configure_logging
 
 logger = logging.getLogger(__name__)
@@ -71,10 +71,8 @@ async def serve(settings: LlmSettings) -> None:
     """
     configure_logging("llm", settings.log_level)
     _do_without_torch()
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    signals = StopSignals()
+    stopping = signals.stopping
     async with running(settings, stopping) as service:
         if stopping.is_set():
             logger.info("stopping before the language model was ready")
@@ -84,7 +82,8 @@ async def serve(settings: LlmSettings) -> None:
         await stopping.wait()
         if service.engine_task.done():
             service.engine_task.result()
-        logger.info("draining for up to %g s", settings.drain_grace_s)
+        signals.again = service.server.hurry
+        logger.info("draining for up to %g s; a second signal ends it at once", settings.drain_grace_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,26 @@ async def drain(
     await until(lambda: have_ended(children), 30)
 
 
+async def test_a_second_signal_ends_a_running_call_at_once(tiny_checkpoint: Callable[[str], Path]) -> None:
+    address = free_address()
+    async with (
+        encoder_process(tiny_checkpoint("qwen2_vl"), address) as process,
+        receiving("stall") as (receiver, llm),
+        open_channel(address) as channel,
+    ):
+        stub = encoder_service_pb2_grpc.EncoderServiceStub(channel)
+        call = await start_encode(stub, picture(100), llm)
+        await asyncio.wait_for(receiver.header_came.wait(), 10)
+        process.send_signal(signal.SIGINT)
+        await until(lambda: _refuses(address))
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        # Sooner than the ten seconds that the call had.
+        assert await asyncio.to_thread(process.wait, 6) == 0
+        with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE"):
+            await finished(call)
+
+
 def _workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The template process's children."""
     return [child for child in children_of(process) if child.ppid() != process.pid]

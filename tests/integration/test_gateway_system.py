@@ -165,4 +165,5 @@ async def test_process_ends_cleanly_on_sigterm_with_an_answer_under_way() -> Non
     rest = await process.stderr.read()
     assert await process.wait() == 0, rest.decode()
     assert b"Traceback" not in rest
+    assert b"answers under way may take up to 15 s; a second signal ends them at once" in rest
     await server.drain(0)

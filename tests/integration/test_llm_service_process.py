@@ -157,6 +157,21 @@ async def test_sigterm_lets_running_requests_end_and_leaves_nothing_behind(
         assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
 
 
+async def test_a_second_signal_ends_running_requests_at_once(
+    tiny_checkpoint: Callable[[str], Path], free_port: int
+) -> None:
+    async with started(tiny_checkpoint("qwen2_vl"), free_port) as service:
+        # Far more than it computes before the test ends.
+        calls = [service.caller.open(question(f"go on, {index}", max_tokens=250)) for index in range(40)]
+        assert (await calls[0].read()).HasField("delta")
+        service.process.send_signal(signal.SIGINT)
+        await asyncio.sleep(0.2)
+        assert service.process.returncode is None
+        service.process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(service.process.wait(), 10) == 0
+        assert isinstance(await failure(calls[-1]), UnavailableError)
+
+
 async def test_a_service_killed_outright_takes_its_engine_along(
     tiny_checkpoint: Callable[[str], Path], free_port: int
 ) -> None:
