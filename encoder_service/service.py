@@ -36,6 +36,7 @@ from protos.encoder.v1 import encoder_service_pb2, encoder_service_pb2_grpc
 from shared.checkpoint import configured_dtype, find_checkpoint
 from shared.families import load_family
 from shared.families.base import Checkpoint, Family, Features, Modality, Tower
+from shared.families.load_progress import reporting_to
 from shared.rpc.server import RunningServer, ServiceRegistration, build_server
 from shared.stop_signals import StopSignals
 from shared.telemetry import Stopwatch, configure_logging
@@ -97,6 +98,7 @@ async def running(settings: EncoderSettings) -> AsyncIterator[tuple[RunningServe
     family = load_family(checkpoint)
     async with AsyncExitStack() as stack:
         parts, encoder = await _started_parts(stack, settings, checkpoint, family)
+        logger.info("loading encoder 100 %%: a first item on its way")
         await _warm_up(parts.pool, encoder, family.modalities)
         names = settings.served_model_name or (settings.model,)
         model = ServedModel(names[0], family.model_type, encoder.hidden_size)
@@ -183,7 +185,7 @@ def _tower_loader(
         torch.set_num_threads(settings.threads)
     device = torch.device(_device(settings))
     dtype = choose_dtype(settings.dtype, device, configured_dtype(checkpoint))
-    logger.info("loading encoder to %s as %s", device, dtype)
+    logger.info("loading encoder 0 %%: to %s as %s", device, dtype)
     load = partial(_load_tower, family, device, dtype, settings)
     return load, str(dtype).removeprefix("torch.")
 
@@ -192,7 +194,8 @@ def _load_tower(family: Family, device: torch.device, dtype: torch.dtype, settin
     """Loads the tower, on our own kernels where the machine has them."""
     from shared.kernels.start import leave_cores_to, start_team
 
-    tower = family.tower(device, dtype)
+    with reporting_to(lambda done: logger.info("loading encoder %.0f %%: its weights", 100 * done)):
+        tower = family.tower(device, dtype)
     team = start_team(device, dtype, settings.kernels, settings.threads, settings.shared_cores)
     if team is not None and tower.use_kernels(team):
         leave_cores_to(team)

@@ -30,6 +30,7 @@ from shared.errors import InvalidRequestError
 from shared.families import load_family
 from shared.families.base import Family, LanguageModel
 from shared.families.decoder import Decoder
+from shared.families.load_progress import reporting_to
 from shared.families.looking import LooksAtItems
 from shared.torch_tensors import choose_dtype
 
@@ -54,7 +55,8 @@ def load_runner(settings: EngineSettings, progress: Progress) -> ModelRunner:
     dtype = choose_dtype(settings.dtype, device, configured_dtype(checkpoint))
     progress(0.1, "loading language model")
     register_attention()
-    maker = _RunnerMaker(family, settings, device, dtype)
+    with reporting_to(lambda done: progress(0.1 + 0.6 * done, f"{done:.0%} of the weights")):
+        maker = _RunnerMaker(family, settings, device, dtype)
     progress(0.8, "taking the KV cache")
     runner = maker.make()
     if settings.enable_prefix_caching and not runner.shares_prefixes:

@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from shared.checkpoint import tensor_files
 from shared.errors import InvalidRequestError
 from shared.families.base import Checkpoint
+from shared.families.load_progress import report
 
 Half = Literal["encoder", "language"]
 Prefixes = Mapping[str, tuple[Half | Literal["neither"], str]]
@@ -155,6 +156,8 @@ def _read(
     fits: Mapping[str, Fit],
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields the module's tensors, file by file, each read once."""
+    element_count = max(1, sum(wanted[name].numel() for name in found))
+    read_count = 0
     for file in sorted({file for _, file in found.values()}):
         with safe_open(file, framework="pt") as tensors:
             for name, (stored_name, stored_in) in found.items():
@@ -166,6 +169,8 @@ def _read(
                     _check_shape(stored_name, value, wanted[name])
                     # A copy: a view into the mapped file would keep the file's pages.
                     yield name, value.to(device=device, dtype=dtype, copy=True)
+                    read_count += wanted[name].numel()
+                    report(read_count / element_count)
 
 
 def _check_shape(name: str, value: torch.Tensor, wanted: torch.Tensor) -> None:

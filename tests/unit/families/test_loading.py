@@ -17,6 +17,7 @@ from shared.checkpoint import find_checkpoint, read_checkpoint
 from shared.errors import InvalidRequestError
 from shared.families import load_family, supported_model_types
 from shared.families.base import Family
+from shared.families.load_progress import reporting_to
 from tests.checkpoints import build_tiny
 from tests.families.parts.names import newer_name, with_wrapped_tower
 
@@ -395,3 +396,18 @@ def test_an_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InvalidRequestError, match="someone/some-model could not be fetched"):
         find_checkpoint("someone/some-model")
+
+
+def test_whoever_waits_hears_how_far_it_is(tiny_checkpoint: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = load_family(find_checkpoint(str(tiny_checkpoint("qwen2_vl"))))
+    monkeypatch.setattr("shared.families.load_progress.INTERVAL_S", 0.0)
+    heard: list[float] = []
+    with reporting_to(heard.append):
+        family.tower(CPU, torch.float32)
+    assert len(heard) > 10
+    assert heard == sorted(set(heard))
+    assert heard[0] > 0 and heard[-1] == 1
+    monkeypatch.setattr("shared.families.load_progress.INTERVAL_S", 3600.0)
+    with reporting_to(heard.append):
+        family.tower(CPU, torch.float32)
+    assert heard[-1] == 1 and heard.count(1) == 1, "more often than it was asked for"
