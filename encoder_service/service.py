@@ -98,7 +98,7 @@ async def running(settings: EncoderSettings) -> AsyncIterator[tuple[RunningServe
     family = load_family(checkpoint)
     async with AsyncExitStack() as stack:
         parts, encoder = await _started_parts(stack, settings, checkpoint, family)
-        logger.info("loading encoder 100 %%: a first item on its way")
+        logger.info("loading encoder 100 %: a first item on its way")
         await _warm_up(parts.pool, encoder, family.modalities)
         names = settings.served_model_name or (settings.model,)
         model = ServedModel(names[0], family.model_type, encoder.hidden_size)
