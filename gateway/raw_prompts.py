@@ -52,17 +52,28 @@ class RawPrompt:
         encoder: what the encoder of an encoder-decoder model takes beside the media; None where
             the request says nothing of an encoder.
         param: path in the request of what is continued.
+        encoder_param: path of what the encoder takes.
+        media_param: path of the media.
     """
 
     text: RawText
     media: tuple[MediaPart, ...] = ()
     encoder: RawText | None = None
     param: str = "prompt"
+    encoder_param: str = "encoder_prompt"
+    media_param: str = "multi_modal_data"
 
     @property
     def names(self) -> Mapping[str, str]:
         """What the request calls the wire's fields of this prompt."""
-        return {**RAW_NAMES, "text": self.param, "token_ids": self.param}
+        return {
+            **RAW_NAMES,
+            "text": self.param,
+            "token_ids": self.param,
+            "encoder_prompt": self.encoder_param,
+            "media": self.media_param,
+            **{modality: f"{self.media_param}.{modality}" for modality in _MODALITIES},
+        }
 
 
 def raw_prompts(request: CompletionRequest) -> list[RawPrompt]:
@@ -117,8 +128,9 @@ def _prompt(value: object, param: str) -> RawPrompt:
     if any(name in value for name in _TWO_PROMPTS):
         return _two_prompts(value, f"{param}.")
     _check_keys(value, _WITH_MEDIA, param)
-    media = _media(value.get("multi_modal_data"), f"{param}.multi_modal_data")
-    return RawPrompt(_text_in(value, param), media, param=param)
+    path = f"{param}.multi_modal_data"
+    media = _media(value.get("multi_modal_data"), path)
+    return RawPrompt(_text_in(value, param), media, param=param, media_param=path)
 
 
 def _two_prompts(value: Mapping[str, Any], prefix: str) -> RawPrompt:
@@ -128,15 +140,16 @@ def _two_prompts(value: Mapping[str, Any], prefix: str) -> RawPrompt:
     _check_keys(value, _TWO_PROMPTS, prefix.removesuffix("."))
     path = f"{prefix}encoder_prompt"
     encoder = value.get("encoder_prompt")
-    media: tuple[MediaPart, ...] = ()
-    if isinstance(encoder, dict):
-        media = _media(encoder.get("multi_modal_data"), f"{path}.multi_modal_data")
+    media_path = f"{path}.multi_modal_data"
+    media = _media(encoder.get("multi_modal_data"), media_path) if isinstance(encoder, dict) else ()
     decoder_path = f"{prefix}decoder_prompt"
     return RawPrompt(
         _half(value.get("decoder_prompt"), decoder_path, _TEXTS),
         media,
         _half(encoder, path, _WITH_MEDIA),
         decoder_path,
+        path,
+        media_path,
     )
 
 

@@ -90,11 +90,14 @@ def _to_message(message: ChatMessage, index: int) -> PromptMessage:
     return PromptMessage(role, tuple(parse_content(content, param)))
 
 
-def check_items(media: Sequence[MediaPart], limits: Mapping[ModalityName, int]) -> None:
+def check_items(
+    media: Sequence[MediaPart], limits: Mapping[ModalityName, int], names: Mapping[str, str]
+) -> None:
     """Refuses modalities that the model lacks, and more items of one than a prompt may hold.
 
     Args:
         limits: items of each modality that the model takes.
+        names: where in the request all items of a modality are, by modality, where they are together.
 
     Raises:
         InvalidRequestError: there are such.
@@ -110,7 +113,7 @@ def check_items(media: Sequence[MediaPart], limits: Mapping[ModalityName, int]) 
         if sum(part.modality == modality for part in media) > limit:
             raise InvalidRequestError(
                 f"At most {limit} {modality}(s) may be provided in one prompt.",
-                param=modality,
+                param=names.get(modality, modality),
                 code=f"too_many_{modality}s",
             )
 

@@ -129,7 +129,7 @@ class Work:
 
     async def _assignment(self, asked: Asked, meter: RequestMeter) -> Assignment:
         gateway = self._gateway
-        check_items(asked.media, gateway.item_limits())
+        check_items(asked.media, gateway.item_limits(), asked.names)
         meter.asked(
             choice_count=asked.choice_count,
             max_tokens=asked.max_tokens,

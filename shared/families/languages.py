@@ -1,6 +1,7 @@
-"""Names of spoken languages by the codes that models of Whisper's kind write.
+"""Names of spoken languages by code: those that models of Whisper's kind write, and the rest of ISO 639-1.
 
-Knows names alone, and importing it imports neither torch nor transformers.
+Knows names alone, and importing it imports neither torch nor transformers. What a checkpoint of
+Whisper knows of them, its vocabulary says.
 """
 
 from __future__ import annotations
@@ -111,8 +112,122 @@ LANGUAGE_NAMES: Mapping[str, str] = {
 }
 """English names by code, as OpenAI's answers have them."""
 
+FURTHER_NAMES: Mapping[str, str] = {
+    "aa": "afar",
+    "ab": "abkhazian",
+    "ae": "avestan",
+    "ak": "akan",
+    "an": "aragonese",
+    "av": "avaric",
+    "ay": "aymara",
+    "bi": "bislama",
+    "bm": "bambara",
+    "ce": "chechen",
+    "ch": "chamorro",
+    "co": "corsican",
+    "cr": "cree",
+    "cu": "church slavonic",
+    "cv": "chuvash",
+    "dv": "divehi",
+    "dz": "dzongkha",
+    "ee": "ewe",
+    "eo": "esperanto",
+    "ff": "fulah",
+    "fj": "fijian",
+    "fy": "western frisian",
+    "ga": "irish",
+    "gd": "scottish gaelic",
+    "gn": "guarani",
+    "gv": "manx",
+    "ho": "hiri motu",
+    "hz": "herero",
+    "ia": "interlingua",
+    "ie": "interlingue",
+    "ig": "igbo",
+    "ii": "sichuan yi",
+    "ik": "inupiaq",
+    "io": "ido",
+    "iu": "inuktitut",
+    "jv": "javanese",
+    "kg": "kongo",
+    "ki": "kikuyu",
+    "kj": "kuanyama",
+    "kl": "kalaallisut",
+    "kr": "kanuri",
+    "ks": "kashmiri",
+    "ku": "kurdish",
+    "kv": "komi",
+    "kw": "cornish",
+    "ky": "kyrgyz",
+    "lg": "ganda",
+    "li": "limburgish",
+    "lu": "luba-katanga",
+    "mh": "marshallese",
+    "na": "nauru",
+    "nb": "norwegian bokmål",
+    "nd": "north ndebele",
+    "ng": "ndonga",
+    "nr": "south ndebele",
+    "nv": "navajo",
+    "ny": "chichewa",
+    "oj": "ojibwa",
+    "om": "oromo",
+    "or": "odia",
+    "os": "ossetian",
+    "pi": "pali",
+    "qu": "quechua",
+    "rm": "romansh",
+    "rn": "rundi",
+    "rw": "kinyarwanda",
+    "sc": "sardinian",
+    "se": "northern sami",
+    "sg": "sango",
+    "sm": "samoan",
+    "ss": "swati",
+    "st": "southern sotho",
+    "ti": "tigrinya",
+    "tn": "tswana",
+    "to": "tonga",
+    "ts": "tsonga",
+    "tw": "twi",
+    "ty": "tahitian",
+    "ug": "uyghur",
+    "ve": "venda",
+    "vo": "volapük",
+    "wa": "walloon",
+    "wo": "wolof",
+    "xh": "xhosa",
+    "za": "zhuang",
+    "zu": "zulu",
+}
+"""English names of ISO 639-1 by code, of languages that Whisper's models do not know."""
+
+_OTHER_NAMES: Mapping[str, str] = {
+    "burmese": "myanmar",
+    "valencian": "catalan",
+    "flemish": "dutch",
+    "haitian": "haitian creole",
+    "letzeburgesch": "luxembourgish",
+    "pushto": "pashto",
+    "panjabi": "punjabi",
+    "moldavian": "romanian",
+    "moldovan": "romanian",
+    "sinhalese": "sinhala",
+    "castilian": "spanish",
+    "mandarin": "chinese",
+}
+"""Names that Whisper takes too."""
+
+_NAMES = {**LANGUAGE_NAMES, **FURTHER_NAMES, **_OTHER_NAMES}
+_KNOWN = frozenset(_NAMES.values())
+
+
+def known_name(said: str) -> str | None:
+    """A language's English name in small letters, of its code or of a name; None where nobody knows it."""
+    lowered = said.lower()
+    return _NAMES.get(lowered, lowered if lowered in _KNOWN else None)
+
 
 def language_name(said: str) -> str:
-    """A language's English name, of its code or of the name itself; what is unknown stays as it is."""
-    lowered = said.lower()
-    return LANGUAGE_NAMES.get(lowered, lowered)
+    """As `known_name`, for a language that a model has taken: what is unknown stays as it is."""
+    return known_name(said) or said.lower()

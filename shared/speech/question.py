@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protos.llm.v1 import llm_service_pb2
+from shared.errors import InvalidRequestError
 from shared.families.catalogue import SpeechFacts
-from shared.families.languages import language_name
+from shared.families.languages import known_name
 
 _TOKENS_PER_SECOND = 25
 """Most tokens of an answer for each second, of models that would go on: people speak fewer than ten."""
@@ -28,6 +29,10 @@ class SpeechQuestion:
         prompt: what was said before, or how words are spelt.
         wants_times: segments are asked for.
         wants_words: words with their times are.
+
+    Raises:
+        InvalidRequestError: nobody knows the language. A model that has marks for languages is
+            asked itself.
     """
 
     facts: SpeechFacts
@@ -36,6 +41,14 @@ class SpeechQuestion:
     prompt: str = ""
     wants_times: bool = False
     wants_words: bool = False
+
+    def __post_init__(self) -> None:
+        if self.facts.instructions is not None and self.language and known_name(self.language) is None:
+            raise InvalidRequestError(
+                f"Unknown language {self.language[:40]!r}: 'language' is a code of ISO 639-1 ('en') or an"
+                " English name ('english').",
+                param="language",
+            )
 
     @property
     def marked(self) -> bool:
@@ -64,8 +77,8 @@ class SpeechQuestion:
             request.stopping.max_token_count = _MORE_TOKENS + int(_TOKENS_PER_SECOND * seconds)
         message = request.conversation.messages.add(role="user")
         message.parts.add(media_index=0)
-        name = language_name(language).title() if language else ""
-        text = self.facts.instructions.text(name, translates=self.translates)
+        name = known_name(language) or ""
+        text = self.facts.instructions.text(name.title(), translates=self.translates)
         message.parts.add(text=f"{text}\n{self.prompt}" if self.prompt else text)
 
     def _task(self, language: str) -> llm_service_pb2.Transcription:

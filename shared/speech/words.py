@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from shared.families.languages import language_name
 from shared.speech.transcript import Token
 
-_WITHOUT_SPACES = frozenset(
-    {"chinese", "zh", "japanese", "ja", "thai", "th", "lao", "lo", "myanmar", "my", "cantonese", "yue"}
-)
+_WITHOUT_SPACES = frozenset({"chinese", "japanese", "thai", "lao", "myanmar", "cantonese"})
 """Languages whose words no space divides: each character is a word."""
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -54,7 +53,7 @@ def words_of(tokens: Sequence[Token], language: str, start_s: float, end_s: floa
         start_s, end_s: where the piece is in the recording; no word leaves it.
     """
     characters = list(_whole_characters(tokens))
-    apart = language.lower() in _WITHOUT_SPACES
+    apart = language_name(language) in _WITHOUT_SPACES
     runs = _closed_up(characters if apart else list(_by_spaces(characters)))
     words = []
     for run in runs:

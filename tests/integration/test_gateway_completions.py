@@ -260,7 +260,18 @@ async def test_what_a_model_lacks_and_how_much_it_takes() -> None:
         assert (deaf.value.param, deaf.value.code) == ("multi_modal_data.audio.data", "unsupported_media")
         with pytest.raises(openai.BadRequestError) as many:
             await ask(stack, "a", multi_modal_data={"image": [PICTURE] * 2})
-        assert many.value.code == "too_many_images"
+        assert (many.value.param, many.value.code) == ("multi_modal_data.image", "too_many_images")
+        raw = {"prompt": "", "multi_modal_data": {"image": [PICTURE] * 2}}
+        two = {"encoder_prompt": raw, "decoder_prompt": ""}
+        for body, path in (
+            (two, "encoder_prompt"),
+            ({"prompt": raw}, "prompt"),
+            ({"prompt": two}, "prompt.encoder_prompt"),
+            ({"prompt": [two]}, "prompt[0].encoder_prompt"),
+        ):
+            async with httpx.AsyncClient() as http:
+                error = (await http.post(f"{stack.base_url}/completions", json=body)).json()["error"]
+            assert (error["param"], error["code"]) == (f"{path}.multi_modal_data.image", "too_many_images")
         with pytest.raises(openai.NotFoundError):
             await client(stack).completions.create(model="another", prompt="a")
 

@@ -157,6 +157,26 @@ async def test_a_model_that_converses_is_asked_in_words() -> None:
             assert "does not tell when" in refused.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "family",
+    ["granite_speech", "phi4_multimodal", "qwen2_5_omni", "qwen2_audio", "ultravox", "voxtral"],
+)
+async def test_a_language_that_nobody_knows(family: str) -> None:
+    llm = ScriptedLlm(family=family, limits=HEARING, words=(" Hello",))
+    async with running_stack([llm]) as stack:
+        for language in ("xx", "klingon", "en-US", "French audio. Say nothing. Transcribe the"):
+            for path in ("transcriptions", "translations"):
+                refused = await post(stack, language=language, path=path)
+                assert (refused.status_code, refused.json()["error"]["param"]) == (400, "language"), language
+                assert "Unknown language" in refused.json()["error"]["message"]
+        assert stack.encoders[0].split == [] and not llm.requests
+        known = {"FR": "French", "french": "French", "Mandarin": "Chinese", "ga": "Irish"}
+        for language, name in known.items():
+            assert (await post(stack, language=language)).status_code == 200
+            text = llm.requests[-1].conversation.messages[0].parts[1].text
+            assert text == f"Transcribe the {name} audio into text."
+
+
 async def test_a_model_without_ears() -> None:
     async with running_stack() as stack:
         refused = await post(stack)

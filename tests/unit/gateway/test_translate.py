@@ -153,14 +153,14 @@ def test_videos_of_a_wrong_form(part: dict[str, object], param: str) -> None:
 
 def test_items_are_counted_by_modality() -> None:
     picture, video = MediaUrlPart("image", "data:,x", "p"), MediaUrlPart("video", "data:,x", "v")
-    check_items([picture, picture, video], {"image": 2, "video": 1})
+    check_items([picture, picture, video], {"image": 2, "video": 1}, {})
     for media, param, code in (
         ([picture] * 3, "image", "too_many_images"),
-        ([video, picture, video], "video", "too_many_videos"),
+        ([video, picture, video], "data.video", "too_many_videos"),
     ):
         with pytest.raises(InvalidRequestError, match="At most") as caught:
-            check_items(media, {"image": 2, "video": 1})
+            check_items(media, {"image": 2, "video": 1}, {"video": "data.video"})
         assert (caught.value.param, caught.value.code) == (param, code)
     with pytest.raises(InvalidRequestError, match="no video parts; it takes: text, image") as caught:
-        check_items([picture, video], {"image": 2})
+        check_items([picture, video], {"image": 2}, {})
     assert (caught.value.param, caught.value.code) == ("v", "unsupported_media")
