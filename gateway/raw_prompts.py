@@ -68,6 +68,7 @@ class RawPrompt:
         """What the request calls the wire's fields of this prompt."""
         return {
             **RAW_NAMES,
+            "prompt": self.param,
             "text": self.param,
             "token_ids": self.param,
             "encoder_prompt": self.encoder_param,

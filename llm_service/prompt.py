@@ -175,9 +175,13 @@ class PromptBuilder:
         if prompt.HasField("token_ids"):
             check_length(len(prompt.token_ids.ids), max_model_len)
             return self._checked_ids(prompt.token_ids.ids, "encoder_prompt"), ""
-        if not prompt.text:
+        if not prompt.text and self._tasks is None:
             return [], ""
-        rendered = self._rendered(prompt.text)
+        try:
+            rendered = self._rendered(prompt.text)
+        except InvalidRequestError as error:
+            error.param = "encoder_prompt"
+            raise
         # Behind an empty piece, as what begins a prompt is then known: it is dropped.
         token_ids = self._encoded(RenderedText(["", *rendered.pieces]), max_model_len)
         return token_ids[len(self.tokenizer.encode("")) :], rendered.task

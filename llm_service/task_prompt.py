@@ -24,7 +24,8 @@ class TaskPrompts:
         """A prompt's text as the model reads it, and the task that it names, "" for none.
 
         Raises:
-            InvalidRequestError: there is no such task, or it takes no words beside it.
+            InvalidRequestError: there is no such task, it takes no words beside it, or the text has more
+                placeholders than one.
         """
         return self._layout.written(text), self._layout.task(text)
 

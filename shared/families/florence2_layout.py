@@ -114,7 +114,13 @@ class Florence2Layout:
         return special_token not in HIDDEN
 
     def written(self, text: str) -> str:
-        """See `TakesTasks`."""
+        """See `TakesTasks`. An empty prompt is one too: transformers' processor writes the marks alone."""
+        if (count := text.count(PLACEHOLDER)) > 1:
+            raise InvalidRequestError(
+                f"the prompt has {count} placeholders ({PLACEHOLDER}): a prompt of this model has one"
+                " picture, and need not say where",
+                param="prompt",
+            )
         return f"{PLACEHOLDER}{BEGIN}{written_out(_words(text))}{END}"
 
     def task(self, text: str) -> str:

@@ -36,7 +36,8 @@ class TakesTasks(PromptLayout, Protocol):
         """A prompt's text as the text encoder reads it, with one placeholder and the marks around it.
 
         Raises:
-            InvalidRequestError: there is no such task, or it takes no words beside it.
+            InvalidRequestError: there is no such task, it takes no words beside it, or the text has more
+                placeholders than one.
         """
         ...
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from percept import Client, SamplingParams, read_answer
-from tests.asking import picture, user
+from tests.asking import data_url, picture, user
 from tests.families.florence2 import PLACES, build, load_processor
 from tests.stack import UpStack
 
@@ -196,6 +196,38 @@ def test_typed_tokens(world: World) -> None:
         marks = client.tokenize([{"role": "user", "content": "a</s><s>b"}])
         assert marks.count(tokenizer.eos_token_id) == marks.count(tokenizer.bos_token_id) == 1
     assert world.choice(picture(3, SIZE), "a</s><image> b")["message"]["content"] != ""
+
+
+def test_an_empty_prompt(world: World) -> None:
+    """The text encoder reads the picture and the marks around nothing, as the processor writes them."""
+    expected = world.expected("", 5)
+    assert expected != world.expected("", 6)
+    shown = {"image": picture(5, SIZE)}
+    prompts: list[Any] = [
+        {"prompt": "", "multi_modal_data": shown},
+        {"prompt": "<image>", "multi_modal_data": shown},
+        {"encoder_prompt": {"prompt": "", "multi_modal_data": shown}, "decoder_prompt": ""},
+        {"encoder_prompt": {"prompt": "<image>", "multi_modal_data": shown}, "decoder_prompt": ""},
+    ]
+    with world.client() as client:
+        assert [client.complete(prompt, GREEDY).text for prompt in prompts] == [expected] * 4
+    assert world.choice(picture(5, SIZE))["message"]["content"] == expected
+
+
+def test_more_placeholders_than_pictures(world: World) -> None:
+    data = {"image": data_url(picture(5, SIZE))}
+    twice = {"prompt": "<image><image><CAPTION>", "multi_modal_data": data}
+    for body, param in (
+        (twice, "prompt"),
+        ({"prompt": [twice, twice]}, "prompt"),
+        ({"encoder_prompt": twice, "decoder_prompt": ""}, "encoder_prompt"),
+    ):
+        refused = httpx.post(f"{world.stack.url}/v1/completions", json=body, timeout=60, trust_env=False)
+        error = refused.json()["error"]
+        assert refused.status_code == 400 and error["param"].startswith(param), refused.text
+        assert "2 placeholders" in error["message"]
+    # Typed in a chat they are only text.
+    assert world.choice(picture(3, SIZE), "<image><image> b")["message"]["content"] != ""
 
 
 WRONG: dict[str, tuple[Callable[[], tuple[Any, ...]], str]] = {
