@@ -29,8 +29,11 @@ def check_length(token_count: int, max_model_len: int, *, at_least: bool = False
         )
 
 
-def answer_room(token_count: int, wanted: int | None, max_model_len: int) -> int:
+def answer_room(token_count: int, wanted: int | None, max_model_len: int, filled_in: int = 0) -> int:
     """Most tokens of an answer: as many as wanted, or all that the context leaves.
+
+    Args:
+        filled_in: tokens among those wanted that begin the answer and that no caller counts.
 
     Raises:
         ContextLengthError: prompt and answer do not fit.
@@ -39,7 +42,8 @@ def answer_room(token_count: int, wanted: int | None, max_model_len: int) -> int
     if wanted is not None and token_count + wanted > max_model_len:
         raise ContextLengthError(
             f"This model's maximum context length is {max_model_len} tokens, and the prompt has "
-            f"{token_count}, so {wanted} more tokens do not fit. Please ask for fewer.",
+            f"{token_count + filled_in}, so {wanted - filled_in} more tokens do not fit. Please ask for "
+            "fewer.",
             param="stopping.max_token_count",
         )
     return max_model_len - token_count if wanted is None else wanted

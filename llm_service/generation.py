@@ -201,7 +201,8 @@ class Generation:
         longest = max_model_len
         if laid_out.most_new is not None:
             longest = min(longest, laid_out.token_count + laid_out.most_new)
-        room = answer_room(laid_out.token_count, self._plan.max_token_count, longest)
+        filled_in = len(prompt.rules.leading)
+        room = answer_room(laid_out.token_count, self._plan.max_token_count, longest, filled_in)
         if self._request.token_times:
             self._times = self._parts.prompts.times_wish(prompt, laid_out.token_count, media)
         self._stopping = self._plan.stopping(room)

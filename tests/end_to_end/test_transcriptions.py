@@ -349,6 +349,12 @@ def test_requests_that_are_wrong(client: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             write_down(client, file, **fields)
         assert caught.value.param == param
+    most = 2**31 - 1
+    with pytest.raises(openai.BadRequestError, match=f"so {most} more tokens do not fit") as caught:
+        client.audio.transcriptions.create(
+            file=file, model="tiny", extra_body={"max_completion_tokens": most}
+        )
+    assert (caught.value.param, caught.value.code) == ("max_completion_tokens", "context_length_exceeded")
     with pytest.raises(openai.NotFoundError):
         client.audio.transcriptions.create(file=file, model="another")
 
