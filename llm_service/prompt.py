@@ -146,7 +146,11 @@ class PromptBuilder:
 
     def _check_times(self, request: pb.GenerateRequest) -> None:
         if not isinstance(self._layout, WritesSpeech) or not self._layout.tells_times:
-            raise InvalidRequestError("this model does not tell when tokens are heard", param="token_times")
+            raise InvalidRequestError(
+                "this model does not tell when words are heard: its checkpoint names no attention heads"
+                " that do",
+                param="token_times",
+            )
         if request.stopping.stop_strings:
             raise InvalidRequestError(
                 "times of tokens and stop strings exclude each other", param="token_times"

@@ -6,7 +6,7 @@ Knows the method of Whisper's authors as transformers has it. Does not know wher
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from shared.families.base import Checkpoint
 from shared.families.looking import LooksAtItems
@@ -42,13 +42,16 @@ class Alignment:
     filter_width: int
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Alignment | None:
-        """None where the checkpoint names no heads."""
-        heads = checkpoint.generation_config.get("alignment_heads")
-        if not heads:
+    def of(cls, checkpoint: Checkpoint, config: Any) -> Alignment | None:
+        """None where the checkpoint names no heads, or makes a mistake about them.
+
+        Args:
+            config: the whole model's.
+        """
+        named = checkpoint.generation_config.get("alignment_heads")
+        if not named or mistake_about_heads(checkpoint, config) is not None:
             return None
-        width = checkpoint.config.get("median_filter_width") or _FILTER_WIDTH
-        return cls(tuple((int(layer), int(head)) for layer, head in heads), int(width))
+        return cls(tuple((layer, head) for layer, head in named), _filter_width(config))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -73,6 +76,33 @@ class Alignment:
         smooth = torch.stack([_median(head, self.filter_width) for head in scores])
         rows = first_rows(-smooth.mean(dim=0).cpu().double().numpy())
         return [float(row) * ROW_SECONDS for row in rows]
+
+
+def mistake_about_heads(checkpoint: Checkpoint, config: Any) -> str | None:
+    """What is wrong with the heads that a checkpoint names, for its owner; None where nothing is.
+
+    Args:
+        config: the whole model's.
+    """
+    named = checkpoint.generation_config.get("alignment_heads")
+    if not named:
+        return None
+    if not isinstance(named, list) or not all(_is_pair(pair) for pair in named):
+        return "alignment_heads is no list of layers with heads"
+    layers, heads = int(config.decoder_layers), int(config.decoder_attention_heads)
+    for layer, head in named:
+        if not (0 <= layer < layers and 0 <= head < heads):
+            return f"alignment_heads has [{layer}, {head}]; there are {layers} layers with {heads} heads"
+    width = _filter_width(config)
+    return None if width > 0 and width % 2 else f"median_filter_width is {width}, which is not odd"
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
+
+
+def _filter_width(config: Any) -> int:
+    return int(getattr(config, "median_filter_width", None) or _FILTER_WIDTH)
 
 
 @runtime_checkable

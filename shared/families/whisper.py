@@ -143,8 +143,7 @@ class WhisperFamily(CommonFamily):
 
     def prompt_layout(self) -> PromptLayout:
         """See `Family`."""
-        config = self.config()
-        return WhisperLayout.of(self._checkpoint, int(config.vocab_size), int(config.max_target_positions))
+        return WhisperLayout.of(self._checkpoint, self.config())
 
     def language_model(self, device: torch.device, dtype: torch.dtype, attention_name: str) -> LanguageModel:
         """See `Family`. Its attention is its own, as text and recordings are attended to apart."""

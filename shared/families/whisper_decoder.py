@@ -126,4 +126,4 @@ def load_whisper_decoder(
         return DecoderModule(WhisperDecoder(config), int(config.d_model), int(config.vocab_size), tied)
 
     module = load_half(build, checkpoint, "language", prefixes, device, dtype)
-    return WhisperTextDecoder(module, config, Alignment.of(checkpoint))
+    return WhisperTextDecoder(module, config, Alignment.of(checkpoint, config))

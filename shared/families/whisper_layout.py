@@ -6,18 +6,22 @@ of it again. Knows tokens and the rules of answers. Does not know weights.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from shared.errors import InvalidRequestError
-from shared.families.alignment import ROW_SECONDS, Alignment
+from shared.families.alignment import ROW_SECONDS, Alignment, mistake_about_heads
 from shared.families.base import Checkpoint, ExpandedPrompt, MediaInfo, Modality, Span
 from shared.families.encoder_prompts import check_reads_no_text
 from shared.families.looking import padding_behind
 from shared.families.token_rules import SpeechTask, TimestampRule, TokenRules
+
+logger = logging.getLogger(__name__)
 
 PLACEHOLDER = "<|audio|>"
 START, PREVIOUS, WITHOUT_TIMES = "<|startoftranscript|>", "<|startofprev|>", "<|notimestamps|>"
@@ -73,8 +77,11 @@ class WhisperLayout:
     chat_template: str = TEMPLATE
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, vocabulary_size: int, position_count: int) -> WhisperLayout:
+    def of(cls, checkpoint: Checkpoint, config: Any) -> WhisperLayout:
         """Reads a checkpoint's generation config, and its config where that is silent.
+
+        Args:
+            config: the whole model's.
 
         Raises:
             InvalidRequestError: neither says how an answer begins or ends.
@@ -86,9 +93,11 @@ class WhisperLayout:
             raise InvalidRequestError(
                 f"{checkpoint.folder} names no decoder_start_token_id or no eos_token_id"
             )
+        if (mistake := mistake_about_heads(checkpoint, config)) is not None:
+            logger.warning("%s: %s; times of words are refused", checkpoint.folder, mistake)
         multilingual = bool(found.get("is_multilingual", True)) and {"lang_to_id", "task_to_id"} <= set(found)
         return cls(
-            vocabulary_size=vocabulary_size,
+            vocabulary_size=int(config.vocab_size),
             start_id=start,
             previous_id=found.get("prev_sot_token_id"),
             language_ids=dict(found.get("lang_to_id") or {}) if multilingual else {},
@@ -98,8 +107,8 @@ class WhisperLayout:
             suppressed=tuple(found.get("suppress_tokens") or ()),
             first_suppressed=tuple(found.get("begin_suppress_tokens") or ()),
             most_initial=found.get("max_initial_timestamp_index"),
-            most_previous=position_count // 2,
-            tells_times=Alignment.of(checkpoint) is not None,
+            most_previous=int(config.max_target_positions) // 2,
+            tells_times=Alignment.of(checkpoint, config) is not None,
         )
 
     def placeholder_ids(self) -> Mapping[Modality, int]:
