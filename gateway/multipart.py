@@ -22,6 +22,7 @@ _MAX_FIELD_BYTE_COUNT = 128 * 1024
 """Of all fields but the file together."""
 
 _MAX_BOUNDARY_LENGTH = 200
+_MAX_PREAMBLE_BYTE_COUNT = 64 * 1024
 _OVERHEAD_BYTE_COUNT = 1024 * 1024
 """What a body may have beyond its file."""
 
@@ -66,10 +67,41 @@ def _boundary(request: Request) -> bytes:
     return boundary
 
 
+class _Preamble:
+    """What may stand in front of the first boundary and means nothing (RFC 2046, 5.1.1)."""
+
+    def __init__(self, boundary: bytes) -> None:
+        self._delimiter = b"\n--" + boundary
+        # A boundary that begins the body stands at the beginning of a line too.
+        self._tail = b"\n"
+        self._byte_count = 0
+        self._is_over = False
+
+    def behind(self, chunk: bytes) -> bytes:
+        """What of a chunk, and of the end of those before it, is from the first boundary on.
+
+        Raises:
+            InvalidRequestError: so much comes without a boundary that it is no preamble.
+        """
+        if self._is_over:
+            return chunk
+        held = self._tail + chunk
+        place = held.find(self._delimiter)
+        self._byte_count += len(chunk) if place < 0 else place
+        if self._byte_count > _MAX_PREAMBLE_BYTE_COUNT:
+            raise _bad_form()
+        if place >= 0:
+            self._is_over = True
+            return held[place + 1 :]
+        self._tail = held[-len(self._delimiter) :]
+        return b""
+
+
 class _FormReader:
     """A body's sink; see `gateway.body.Sink`."""
 
     def __init__(self, boundary: bytes, max_file_byte_count: int) -> None:
+        self._preamble = _Preamble(boundary)
         self._max_file_byte_count = max_file_byte_count
         self._texts: list[tuple[str, bytearray]] = []
         self._file: bytearray | None = None
@@ -94,7 +126,7 @@ class _FormReader:
     def take(self, chunk: bytes) -> None:
         """See `Sink`."""
         try:
-            self._parser.write(chunk)
+            self._parser.write(self._preamble.behind(chunk))
         except FormParserError:
             raise _bad_form() from None
 

@@ -23,7 +23,7 @@ from llm_service.laid_out_prompt import LaidOutPrompt
 from llm_service.prompt_items import Item, checked_items, count_text, modality_of
 from llm_service.side_thread import SideThread
 from llm_service.special_tokens import SpecialTokenGuard, special_token_pattern
-from llm_service.speech_prompt import SpeechPrompts, speech_task
+from llm_service.speech_prompt import SpeechPrompts, check_times, speech_task
 from llm_service.task_prompt import TaskPrompts
 from llm_service.text_tokenizer import TextTokenizer
 from protos.llm.v1 import llm_service_pb2 as pb
@@ -118,7 +118,7 @@ class PromptBuilder:
         if self._tasks is not None:
             self._tasks.check_items(len(items))
         if request.token_times:
-            self._check_times(request)
+            check_times(request, self._layout)
         modalities = [item.modality for item in items]
         self._encoder_prompts.check(request)
         render = self._renderer(request, modalities, max_model_len)
@@ -143,18 +143,6 @@ class PromptBuilder:
             prompt = replace(prompt, items=self._in_order(prompt.token_ids, items))
         self._check_tokens(prompt.token_ids, prompt.items)
         return prompt
-
-    def _check_times(self, request: pb.GenerateRequest) -> None:
-        if not isinstance(self._layout, WritesSpeech) or not self._layout.tells_times:
-            raise InvalidRequestError(
-                "this model does not tell when words are heard: its checkpoint names no attention heads"
-                " that do",
-                param="token_times",
-            )
-        if request.stopping.stop_strings:
-            raise InvalidRequestError(
-                "times of tokens and stop strings exclude each other", param="token_times"
-            )
 
     def times_wish(self, prompt: Prompt, token_count: int, media: Sequence[MediaInfo]) -> TokenTimesWish:
         """What the engine must know to tell when tokens of the answer are heard.

@@ -11,6 +11,7 @@ from collections.abc import Container, Sequence
 from llm_service.special_tokens import SpecialTokenGuard
 from protos.llm.v1 import llm_service_pb2 as pb
 from shared.errors import InvalidRequestError
+from shared.families.base import PromptLayout
 from shared.families.token_rules import SpeechTask, TokenRules
 from shared.families.writes_speech import WritesSpeech
 
@@ -45,6 +46,21 @@ class SpeechPrompts:
         said = [token_id for token_id in token_ids if token_id not in self._placeholders]
         fitted = self._layout.fitted(said)
         return fitted, self._layout.rules(fitted, task)
+
+
+def check_times(request: pb.GenerateRequest, layout: PromptLayout) -> None:
+    """Checks a request that wants to be told when tokens are heard.
+
+    Raises:
+        InvalidRequestError: the model cannot tell, or the request wants what does not go with it.
+    """
+    if not isinstance(layout, WritesSpeech) or not layout.tells_times:
+        raise InvalidRequestError(
+            "this model does not tell when words are heard: its checkpoint names no attention heads that do",
+            param="token_times",
+        )
+    if request.stopping.stop_strings:
+        raise InvalidRequestError("times of tokens and stop strings exclude each other", param="token_times")
 
 
 def speech_task(wire: pb.Transcription) -> SpeechTask:

@@ -75,6 +75,33 @@ async def test_a_form_is_read_whatever_its_pieces(size: int) -> None:
     assert asked.timestamp_granularities == ["word", "segment"] and asked.wants_words
 
 
+PREAMBLES = {
+    "a line": b"This is a multi-part message.\r\n",
+    "lines like boundaries": b"--\r\n --{boundary}\r\nx--{boundary}\r\n\r\n-\r\n--{almost}\r\n",
+    "an empty line": b"\r\n",
+    "bytes": bytes(range(256)) * 200 + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096, 10**6])
+@pytest.mark.parametrize("name", PREAMBLES)
+async def test_what_stands_in_front_and_behind_means_nothing(name: str, size: int) -> None:
+    """RFC 2046 allows a preamble and an epilogue."""
+    kind, body = encoded({"model": "tiny"}, {"file": ("song.wav", SONG[:3000])})
+    boundary = kind.partition("boundary=")[2].encode()
+    preamble = PREAMBLES[name].replace(b"{boundary}", boundary).replace(b"{almost}", boundary[:-1])
+    for whole in (preamble + body, preamble + body + b"Good bye.\r\n--" + boundary + b"\r\nmore"):
+        form = await read(kind, whole, size=size)
+        assert form.file == SONG[:3000] and form.fields == {"model": ["tiny"]}
+
+
+async def test_a_preamble_is_bounded() -> None:
+    """A body without a boundary is not read to its end as one."""
+    kind, body = encoded({"model": "tiny"}, {"file": ("song.wav", SONG)})
+    with pytest.raises(InvalidRequestError):
+        await read(kind, b"x" * 70_000 + b"\r\n" + body)
+
+
 async def test_a_form_without_a_file_has_none() -> None:
     kind, body = encoded({"model": "tiny"}, {"other": ("x", b"abc")})
     form = await read(kind, body)
