@@ -94,7 +94,7 @@ async def running(settings: EncoderSettings) -> AsyncIterator[tuple[RunningServe
     """
     stopwatch = Stopwatch()
     logger.info("loading encoder of %s", settings.model)
-    checkpoint = await asyncio.to_thread(find_checkpoint, settings.model)
+    checkpoint = await asyncio.to_thread(find_checkpoint, settings.model, settings.model_parts)
     family = load_family(checkpoint)
     async with AsyncExitStack() as stack:
         parts, encoder = await _started_parts(stack, settings, checkpoint, family)
@@ -120,7 +120,7 @@ async def _started_parts(
     stack: AsyncExitStack, settings: EncoderSettings, checkpoint: Checkpoint, family: Family
 ) -> tuple[Parts, Encoder]:
     """Starts the workers and the tower side by side, and what stands on them."""
-    factory = partial(make_preprocessor, str(checkpoint.folder))
+    factory = partial(make_preprocessor, str(checkpoint.folder), settings.model_parts)
     pool = WorkerPool(factory, settings.workers, _worker_limits(settings, family.modalities))
     stack.push_async_callback(pool.close)
     load, data_type = await asyncio.to_thread(_tower_loader, settings, checkpoint, family)

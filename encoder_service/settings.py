@@ -14,6 +14,12 @@ class EncoderSettings(ServiceSettings):
     """Frozen; read once at start."""
 
     model: str = Field(description="Checkpoint to serve: a local folder or a Hugging Face id.")
+    model_parts: CommaList = Field(
+        (),
+        description="Folders of the repositories that the checkpoint's config.json names for parts of the "
+        "model, as Ultravox's does, or folders that hold them; looked in before its own folder, the one "
+        "around that, and the hub.",
+    )
     served_model_name: CommaList = Field(
         (), description="Names that requests may use; the first is the main one. Default: the model's own."
     )

@@ -104,7 +104,7 @@ async def running(settings: LlmSettings, stopping: asyncio.Event) -> AsyncIterat
         stopping: ends the start early; is set when the engine is gone for good.
     """
     stopwatch = Stopwatch()
-    checkpoint = await asyncio.to_thread(find_checkpoint, settings.model)
+    checkpoint = await asyncio.to_thread(find_checkpoint, settings.model, settings.model_parts)
     family = load_family(checkpoint)
     budget = int(settings.embedding_store_gib * _GIB)
     arena = EmbeddingArena.create(budget * VIRTUAL_FACTOR, min(_KEPT_BYTES, budget))
@@ -151,6 +151,7 @@ def engine_settings(settings: LlmSettings, checkpoint: Checkpoint) -> EngineSett
     """What the engine process must know of the service's settings."""
     return EngineSettings(
         model=str(checkpoint.folder),
+        model_parts=settings.model_parts,
         device=settings.device,
         dtype=settings.dtype,
         threads=settings.threads,

@@ -16,6 +16,12 @@ class LlmSettings(ServiceSettings):
     """All settings of one LLM service."""
 
     model: str = Field(description="Checkpoint: a local folder, or an id on the Hugging Face hub.")
+    model_parts: CommaList = Field(
+        (),
+        description="Folders of the repositories that the checkpoint's config.json names for parts of the "
+        "model, as Ultravox's does, or folders that hold them; looked in before its own folder, the one "
+        "around that, and the hub.",
+    )
     listen: ListenAddress = Field("127.0.0.1:50052", description="HOST:PORT to serve gRPC on.")
     served_model_name: CommaList = Field(
         (), description="Names that requests may use; the first is the main one. Default: the model's own."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
-def find_checkpoint(name: str) -> Checkpoint:
+def find_checkpoint(name: str, part_folders: Sequence[str] = ()) -> Checkpoint:
     """Returns the checkpoint in the folder `name`, or of the hub id `name`.
+
+    Args:
+        part_folders: see `Checkpoint`.
 
     Raises:
         InvalidRequestError: no such folder or id, or a folder that is no
@@ -32,16 +36,19 @@ def find_checkpoint(name: str) -> Checkpoint:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return read_checkpoint(folder)
+        return read_checkpoint(folder, part_folders)
     if folder.exists():
         raise InvalidRequestError(f"{name} is a file; a checkpoint is a folder or a Hugging Face id")
     if not HUB_ID.fullmatch(name):
         raise InvalidRequestError(f"there is no folder {name}, and it is no Hugging Face id (OWNER/NAME)")
-    return read_checkpoint(_download(name))
+    return read_checkpoint(_download(name), part_folders)
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
+def read_checkpoint(folder: Path, part_folders: Sequence[str] = ()) -> Checkpoint:
     """Reads a local checkpoint folder.
+
+    Args:
+        part_folders: see `Checkpoint`.
 
     Raises:
         InvalidRequestError: config.json is missing or no JSON object, or there
@@ -51,7 +58,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise InvalidRequestError(f"{folder} holds no config.json, so it is no checkpoint")
     config = _read_object(folder / "config.json")
     generation = folder / "generation_config.json"
-    checkpoint = Checkpoint(folder, config, _read_object(generation) if generation.is_file() else {})
+    checkpoint = Checkpoint(
+        folder,
+        config,
+        _read_object(generation) if generation.is_file() else {},
+        part_folders=tuple(Path(given).expanduser() for given in part_folders),
+    )
     tensor_files(checkpoint)
     return checkpoint
 

@@ -6,6 +6,7 @@ service around it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from shared.checkpoint import read_checkpoint
@@ -13,6 +14,6 @@ from shared.families import load_family
 from shared.families.base import Preprocessor
 
 
-def make_preprocessor(folder: str) -> Preprocessor:
-    """Makes the preprocessor of the checkpoint in a local folder."""
-    return load_family(read_checkpoint(Path(folder))).preprocessor()
+def make_preprocessor(folder: str, part_folders: Sequence[str] = ()) -> Preprocessor:
+    """Makes the preprocessor of the checkpoint in a local folder, its parts in others."""
+    return load_family(read_checkpoint(Path(folder), part_folders)).preprocessor()

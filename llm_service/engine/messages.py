@@ -23,6 +23,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         model: local checkpoint folder.
+        model_parts: folders where the repositories of its parts are looked for first.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: "auto", "float32", "bfloat16" or "float16".
         threads: CPU threads for computing, or None for the library's choice.
@@ -55,6 +56,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_level: str = "info"
     kernels: Literal["auto", "torch"] = "auto"
     shared_cores: str | None = None
+    model_parts: tuple[str, ...] = ()
 
 
 class SamplingSettings(msgspec.Struct, frozen=True):

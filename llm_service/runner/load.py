@@ -49,7 +49,7 @@ def load_runner(settings: EngineSettings, progress: Progress) -> ModelRunner:
     progress(0.0, "reading the checkpoint")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    checkpoint = find_checkpoint(settings.model)
+    checkpoint = find_checkpoint(settings.model, settings.model_parts)
     family = load_family(checkpoint)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device, configured_dtype(checkpoint))

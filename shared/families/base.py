@@ -374,9 +374,12 @@ class Checkpoint:
         generation_config: generation_config.json, or {}.
         further: folders of other repositories whose tensors are the checkpoint's too; of
             tensors that both hold, the checkpoint's own count.
+        part_folders: where the repositories that config.json names for parts of the model are
+            looked for first: these folders themselves, or folders inside them.
     """
 
     folder: Path
     config: dict[str, Any]
     generation_config: dict[str, Any] = field(default_factory=dict)
     further: tuple[Path, ...] = ()
+    part_folders: tuple[Path, ...] = ()

@@ -280,7 +280,7 @@ CATALOGUE: tuple[FamilyFacts, ...] = (
         embedding_fields={"audio": EmbeddingFields(("audio_embeds",))},
         speech=SpeechFacts(IN_CONVERSATION, times=False),
         notes="Recordings of any length; repositories that its config.json names are looked for inside its"
-        " folder, beside it and on the hub.",
+        " folder, beside it, in --model-parts and on the hub.",
     ),
     FamilyFacts(
         "voxtral",

@@ -120,4 +120,4 @@ def _part(checkpoint: Checkpoint, field: str) -> Path | None:
         raise InvalidRequestError(
             f"{checkpoint.folder / 'config.json'}: {field} is {name!r}, which is no name"
         )
-    return find_part(checkpoint.folder, name, field)
+    return find_part(checkpoint, name, field)

@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from encoder_service.media.preprocessing import make_preprocessor
 from llm_service.item_writer import placeholder_ids
 from llm_service.text_tokenizer import TextTokenizer
-from shared.checkpoint import WEIGHTS_FILE, read_checkpoint
+from shared.checkpoint import WEIGHTS_FILE, find_checkpoint, read_checkpoint
 from shared.errors import InvalidRequestError
 from shared.families import load_family
 from shared.families.base import MAIN_TENSOR, AudioClip, Family, Hears
@@ -179,3 +180,19 @@ def test_pieces_are_the_whole(tiny: Build) -> None:
     assert [tower.split(part) for part in parts] == [[part] for part in parts]
     alone = torch.cat([tower.encode([part])[0][MAIN_TENSOR] for part in parts])
     torch.testing.assert_close(alone, tower.encode([features])[0][MAIN_TENSOR], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("given", [["kept"], [f"kept/{TEXT}", f"kept/{AUDIO}"]], ids=["around", "themselves"])
+def test_parts_are_found_in_the_folders_that_are_named(given: list[str], tiny: Build, tmp_path: Path) -> None:
+    folder = in_parts(tiny("ultravox"), tmp_path, "beside", keeps_encoder=False)
+    (tmp_path / "kept").mkdir()
+    for name in (TEXT, AUDIO):
+        (tmp_path / name).rename(tmp_path / "kept" / name)
+    with pytest.raises(InvalidRequestError, match="--model-parts"):
+        family_in(folder)
+    named = [str(tmp_path / each) for each in given]
+    family = load_family(find_checkpoint(str(folder), named))
+    for half in HALVES:
+        whole, parts = load(family_in(tiny("ultravox")), half), load(family, half)
+        assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert isinstance(make_preprocessor(str(folder), named), Hears)
