@@ -18,8 +18,8 @@ from shared.errors import InvalidRequestError, MediaTooLargeError, PerceptError,
 _INLINE_SIZE = 64 * 1024
 # A body over the limit is read on so far and thrown away, so that a client that
 # writes all before it reads gets to see the answer. Then the connection is closed.
-_DISCARD_S = 5.0
-_DISCARD_BYTE_COUNT = 64 * 1024 * 1024
+_DISCARD_S = 30.0
+_DISCARD_BYTE_COUNT = 1024 * 1024 * 1024
 
 CLOSE = "close"
 """Key in a request's scope's state, set where its connection cannot be used again."""

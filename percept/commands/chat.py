@@ -19,10 +19,16 @@ from typing import Annotated, Any
 import httpx
 import typer
 
+from percept.commands.given import check_gateway, check_texts
+from percept.commands.output import OutputError, say
 from percept.gateway_url import gateway_url
+from percept.offline.persistent import BROKEN_OFF, broken_off
 
 TIMEOUT_S = 600.0
 CONNECT_TIMEOUT_S = 5.0
+
+MAX_FILE_BYTE_COUNT = 1024**3
+"""Of a file that is asked about. It goes into a request's body, which is in memory as a whole."""
 
 
 _PART = re.compile(r"messages\[\d+\]\.content\[(\d+)\]")
@@ -70,8 +76,16 @@ def chat(
     options = {"model": model, "max_completion_tokens": max_tokens, "temperature": temperature}
     files = {"image": image or [], "video": video or [], "audio": audio or []}
     try:
+        check_gateway(url, api_key)
+        check_texts(**{"QUESTION": question, "--system": system, "--model": model})
         body = build_body(question, files, system, options)
         asyncio.run(_print_answer(gateway_url(url), body, api_key))
+    except ValueError as error:
+        print(f"percept chat: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OutputError as error:
+        print(f"percept chat: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     except ChatError as error:
         print(f"percept chat: {_file_of(error, files)}{error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -115,6 +129,8 @@ def _as_url(file: str, flag: str) -> str:
         return file
     path = Path(file)
     try:
+        if path.stat().st_size > MAX_FILE_BYTE_COUNT:
+            raise ChatError(f"{flag} {file}: the file is larger than {MAX_FILE_BYTE_COUNT} bytes")
         payload = path.read_bytes()
     except OSError as error:
         raise ChatError(f"{flag} {file}: {error.strerror}") from error
@@ -126,11 +142,10 @@ async def _print_answer(url: str, body: dict[str, Any], api_key: str | None) -> 
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     ended = False
     async for text in stream_answer(url, body, headers):
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        say(text)
         ended = text.endswith("\n")
     if not ended:
-        sys.stdout.write(os.linesep)
+        say(os.linesep)
 
 
 async def stream_answer(url: str, body: dict[str, Any], headers: dict[str, str]) -> AsyncIterator[str]:
@@ -152,6 +167,8 @@ async def stream_answer(url: str, body: dict[str, Any], headers: dict[str, str])
                 yield text
     except httpx.ConnectError as error:
         raise ChatError(f"no gateway at {url}: {error}. Start one with: percept up") from error
+    except BROKEN_OFF as error:
+        raise ChatError(broken_off(error)) from error
     except httpx.HTTPError as error:
         raise ChatError(f"{url}: {type(error).__name__} {error}".rstrip()) from error
 

@@ -41,6 +41,7 @@ def generate(
     ] = None,
 ) -> None:
     """Answers requests. Exit status 1 if one failed, 2 if the input cannot be used; then nothing was sent."""
+    from percept.commands.given import check_gateway
     from percept.offline.answers_file import AnswersError, AnswersFile
     from percept.offline.generate import Source
     from percept.offline.inline_media import MediaFolder
@@ -48,6 +49,7 @@ def generate(
     from percept.offline.requests_file import RequestsError, read_requests
 
     try:
+        check_gateway(url, api_key)
         folder = MediaFolder(media_folder) if media_folder is not None else None
         lines = read_requests(requests, folder.check if folder is not None else lambda body: None)
         answers = AnswersFile(output, retry_failed=retry_failed)

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
+from percept.commands.output import OutputError, say
+
 if TYPE_CHECKING:
     import httpx
 
-    from percept.offline.transcribe import Outcome, Question
+    from percept.offline.transcribe import Outcome, Question, Upload
 
 Format = Literal["text", "json", "verbose_json", "srt", "vtt"]
 
@@ -67,6 +69,7 @@ def transcribe(
     api_key: Key = None,
 ) -> None:
     """Writes down what is said: to the screen as it comes, or into files. Exit status 1 if one failed."""
+    from percept.commands.given import check_gateway, check_texts
     from percept.offline.persistent import GatewayGoneError
     from percept.offline.transcribe import SUFFIXES, plan
 
@@ -74,12 +77,14 @@ def transcribe(
     options = {"language": language, "prompt": prompt, "model": model}
     question = _question(kind, words, translate, temperature, options)
     try:
+        check_gateway(url, api_key)
+        check_texts(**{f"--{name}": value for name, value in options.items()})
         if out is None:
             asyncio.run(_print_all(files, question, url, api_key, timeout))
             return
         targets = plan(files, out, SUFFIXES[kind])
         _tell(asyncio.run(_write_all(targets, question, url, api_key, timeout, concurrency)))
-    except (TranscribeError, GatewayGoneError) as error:
+    except (TranscribeError, GatewayGoneError, OutputError) as error:
         _stop(str(error), 1)
     except ValueError as error:
         _stop(str(error), 2)
@@ -106,45 +111,47 @@ async def _print_all(
 ) -> None:
     import httpx
 
-    from percept.offline.persistent import open_http
+    from percept.offline.persistent import BROKEN_OFF, broken_off, open_http
+    from percept.offline.transcribe import open_recording
 
     async with open_http(url, api_key, timeout_s, 1) as http:
         for file in files:
             try:
-                payload = file.read_bytes()
-            except OSError as error:
-                raise TranscribeError(f"{file}: {error.strerror}") from None
-            try:
-                await _print_one(http, file, payload, question)
+                with open_recording(file) as recording:
+                    await _print_one(http, file, recording, question)
             except httpx.ConnectError as error:
                 raise TranscribeError(
                     f"no gateway at {http.base_url}: {error}. Start one with: percept up"
                 ) from None
+            except BROKEN_OFF as error:
+                raise TranscribeError(f"{file}: {broken_off(error)}") from None
             except httpx.HTTPError as error:
                 raise TranscribeError(f"{http.base_url}: {type(error).__name__} {error}".rstrip()) from None
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise TranscribeError(f"{file}: {error.strerror}") from None
 
 
-async def _print_one(http: httpx.AsyncClient, file: Path, payload: bytes, question: Question) -> None:
+async def _print_one(http: httpx.AsyncClient, file: Path, recording: Upload, question: Question) -> None:
     if question.fields["response_format"] != "text":
-        response = await http.post(question.path, data=question.fields, files={"file": (file.name, payload)})
+        response = await http.post(question.path, data=question.fields, files={"file": recording})
         if response.status_code != 200:
             raise _refusal(file, response)
-        _say(response.text if response.text.endswith("\n") else response.text + "\n")
+        say(response.text if response.text.endswith("\n") else response.text + "\n")
         return
-    async with aclosing(_texts(http, file, payload, question)) as texts:
+    async with aclosing(_texts(http, file, recording, question)) as texts:
         async for text in texts:
-            _say(text)
-    _say("\n")
+            say(text)
+    say("\n")
 
 
 async def _texts(
-    http: httpx.AsyncClient, file: Path, payload: bytes, question: Question
+    http: httpx.AsyncClient, file: Path, recording: Upload, question: Question
 ) -> AsyncGenerator[str]:
     """The text as it comes."""
     fields = {**question.fields, "stream": "true"}
-    async with http.stream(
-        "POST", question.path, data=fields, files={"file": (file.name, payload)}
-    ) as response:
+    async with http.stream("POST", question.path, data=fields, files={"file": recording}) as response:
         if response.status_code != 200:
             await response.aread()
             raise _refusal(file, response)
@@ -193,11 +200,6 @@ def _tell(outcome: Outcome) -> None:
     print(", ".join(told), file=sys.stderr)
     if outcome.failures:
         raise SystemExit(1)
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _stop(reason: str, status: int) -> NoReturn:

@@ -15,7 +15,7 @@ import httpx
 
 from percept.offline.answers_file import AnswersFile
 from percept.offline.inline_media import MediaFolder
-from percept.offline.persistent import answered
+from percept.offline.persistent import BrokenOffError, answered
 from percept.offline.requests_file import RequestLine, read_body
 
 
@@ -101,6 +101,9 @@ class Asking:
             response = await answered(self._http, lambda: self._http.post(line.url, json=body))
         except httpx.TimeoutException:
             self._fail(line, "timeout", "the gateway did not answer in time")
+            return
+        except BrokenOffError as error:
+            self._fail(line, "broken_off", str(error))
             return
         self._write(line, response)
 

@@ -19,9 +19,25 @@ _FIRST_PAUSE_S = 0.25
 _MAX_ABSENCES = 8
 """Tries of a request while nobody answers, pauses doubling: about a minute."""
 
+_MAX_BREAKS = 3
+"""Tries of a request whose connection is broken off each time: it may be the request's own doing."""
+
+BROKEN_OFF = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
+"""Ends of a connection that there was."""
+
 
 class GatewayGoneError(Exception):
     """Nobody answers any more. What is done stays done; the same command goes on from there."""
+
+
+class BrokenOffError(Exception):
+    """The gateway is there, but broke off the connection of this request each time."""
+
+
+def broken_off(fault: Exception) -> str:
+    """What one of `BROKEN_OFF` says to people."""
+    reason = f" ({fault})" if str(fault) else ""
+    return f"the connection was broken off{reason}; is the file too large, or did the gateway end?"
 
 
 async def answered(http: httpx.AsyncClient, ask: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
@@ -32,9 +48,10 @@ async def answered(http: httpx.AsyncClient, ask: Callable[[], Awaitable[httpx.Re
 
     Raises:
         GatewayGoneError: nobody answers.
+        BrokenOffError: somebody is there, but this request gets no answer.
         httpx.TimeoutException: the answer did not come in time.
     """
-    absences = 0
+    absences = breaks = 0
     while True:
         try:
             response = await ask()
@@ -42,6 +59,11 @@ async def answered(http: httpx.AsyncClient, ask: Callable[[], Awaitable[httpx.Re
             fault: Exception = error
         except httpx.TimeoutException:
             raise
+        except BROKEN_OFF as error:
+            breaks += 1
+            if breaks >= _MAX_BREAKS:
+                raise BrokenOffError(broken_off(error)) from error
+            fault = error
         except httpx.TransportError as error:
             fault = error
         else:

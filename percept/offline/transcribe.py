@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx
 
 from percept.offline.encode import media_files
-from percept.offline.persistent import answered, message_of
+from percept.offline.persistent import BrokenOffError, answered, message_of
+
+Upload = tuple[str, bytes | BinaryIO]
+"""Name and content of a form's file."""
 
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json", "verbose_json": ".json"}
 """Of the file of each format."""
@@ -109,11 +115,10 @@ async def _transcribe(
         outcome.present_count += 1
         return
     try:
-        payload = await asyncio.to_thread(source.read_bytes)
-        response = await answered(
-            http,
-            lambda: http.post(question.path, data=question.fields, files={"file": (source.name, payload)}),
-        )
+        with open_recording(source) as recording:
+            response = await answered(
+                http, lambda: http.post(question.path, data=question.fields, files={"file": recording})
+            )
         if response.status_code != httpx.codes.OK:
             raise ValueError(f"{response.status_code}: {message_of(response)}")
         await asyncio.to_thread(_write, target, response.content)
@@ -121,10 +126,24 @@ async def _transcribe(
         outcome.failures.append((source, "the gateway did not answer in time"))
     except OSError as error:
         outcome.failures.append((source, error.strerror or str(error)))
-    except ValueError as error:
+    except (ValueError, BrokenOffError) as error:
         outcome.failures.append((source, str(error)))
     else:
         outcome.written_count += 1
+
+
+@contextmanager
+def open_recording(path: Path) -> Iterator[Upload]:
+    """A recording as a part of a form. A file is read while it is sent, and again when it is sent again.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    # A name of bytes that are no text is told as far as it is.
+    name = path.name.encode("utf-8", "replace").decode()
+    with path.open("rb") as file:
+        regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        yield name, file if regular else file.read()
 
 
 def _write(target: Path, content: bytes) -> None:

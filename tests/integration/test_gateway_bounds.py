@@ -153,6 +153,18 @@ async def test_an_endless_upload_is_refused_and_its_connection_closed(
         writer.close()
 
 
+async def test_a_client_that_writes_all_before_it_reads_sees_the_refusal() -> None:
+    zeros = bytes(160 * MIB)
+    async with running_stack(max_body_mib=1.0) as stack, httpx.AsyncClient(timeout=60) as http:
+        for _ in range(2):
+            answer = await http.post(
+                stack.base_url + "/chat/completions",
+                content=zeros,
+                headers={"Content-Type": "application/json"},
+            )
+            assert answer.status_code == 413
+
+
 async def test_a_body_that_is_thrown_away_is_not_held() -> None:
     async with running_stack(max_body_mib=1.0, max_held_mib=2.0) as stack:
         _, writer = await asyncio.open_connection(*address(stack))

@@ -147,16 +147,70 @@ def test_chat_with_a_missing_file_says_so(tmp_path: Path, flag: str) -> None:
     assert f"{flag} {tmp_path / 'none.mp4'}: " in done.stderr
 
 
+@pytest.mark.parametrize("command", [("chat", "What?"), ("transcribe", "a.wav")])
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--url", "http://127.0.0.1:99999"), "a port is a number from 1 to 65535"),
+        (("--url", "http://127.0.0.1:0"), "a port is a number from 1 to 65535"),
+        (("--url", "::::"), "Invalid port"),
+        (("--url", "ftp://127.0.0.1"), "write http://HOST:PORT"),
+        (("--url", ""), "write http://HOST:PORT"),
+        (("--api-key", "schl\u00fcssel"), "--api-key: a key holds printable ASCII characters alone"),
+        (("--api-key", "a\nb"), "--api-key: a key holds printable ASCII characters alone"),
+        (("--model", "\udcff"), "--model: the bytes are no text in UTF-8"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_in_one_line(
+    command: tuple[str, ...], given: tuple[str, ...], told: str
+) -> None:
+    done = percept(*command, *given)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"percept {command[0]}: ")
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_question_of_bytes_is_refused() -> None:
+    done = percept("chat", "\udcff")
+    assert (done.returncode, done.stderr) == (2, "percept chat: QUESTION: the bytes are no text in UTF-8\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+def test_an_answer_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    recording = tmp_path / "a.wav"
+    recording.write_bytes(b"sound")
+    command = ["transcribe", "--format", "json", str(recording), "--url"]
+    with answering(b"{}") as address, open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "percept", *command, address],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=clean_environment(),
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "percept transcribe: standard output: No space left on device\n"
+
+
 @contextmanager
 def refusing(param: str | None) -> Iterator[str]:
     """A server that refuses every request as a gateway does. Gives HOST:PORT."""
     error = {"message": "no such thing", "type": "invalid_request_error", "param": param, "code": None}
-    answer = json.dumps({"error": error}).encode()
+    with answering(json.dumps({"error": error}).encode(), status=400) as address:
+        yield address
+
+
+@contextmanager
+def answering(answer: bytes, status: int = 200) -> Iterator[str]:
+    """A server that answers every request alike. Gives HOST:PORT."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(400)
+            self.send_response(status)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)
