@@ -132,7 +132,7 @@ def take_supported(
             raise InvalidRequestError(text, param=name, code="unknown_parameter")
         if not is_neutral(value):
             raise InvalidRequestError(
-                f"Unsupported parameter: '{name}' is not supported with this value.",
+                f"Unsupported parameter: '{name}' cannot have this value here; leave it out.",
                 param=name,
                 code="unsupported_parameter",
             )

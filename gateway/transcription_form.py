@@ -87,6 +87,12 @@ def parse_transcription_request(fields: Mapping[str, Sequence[str]]) -> Transcri
     values: dict[str, Any] = {}
     for name, texts in fields.items():
         plain = name.removesuffix("[]")
+        if plain.startswith("chunking_strategy["):
+            raise InvalidRequestError(
+                "Unsupported parameter: 'chunking_strategy' can only be 'auto'.",
+                param="chunking_strategy",
+                code="unsupported_parameter",
+            )
         if plain in _INERT:
             continue
         if plain in _REFUSED:

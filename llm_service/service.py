@@ -39,6 +39,7 @@ from shared.collection import keep_loaded
 from shared.errors import UnavailableError
 from shared.families import load_family
 from shared.families.base import MAIN_TENSOR, Checkpoint, Family, Modality
+from shared.families.catalogue import facts_of
 from shared.families.takes_tasks import TakesTasks
 from shared.families.writes_speech import WritesSpeech
 from shared.rpc.server import RunningServer, ServiceRegistration, build_server
@@ -169,6 +170,18 @@ def engine_settings(settings: LlmSettings, checkpoint: Checkpoint) -> EngineSett
     )
 
 
+def item_limits(settings: LlmSettings, family: Family) -> dict[Modality, int]:
+    """The most items of each modality in one prompt: what was set, but one where the family takes no more."""
+    limits: dict[Modality, int] = {
+        modality: settings.limit_mm_per_prompt.get(modality, DEFAULT_ITEM_LIMIT)
+        for modality in family.modalities
+    }
+    facts = facts_of(family.model_type)
+    if facts is None or facts.several:
+        return limits
+    return {modality: min(limit, 1) for modality, limit in limits.items()}
+
+
 class _Announcer:
     """Tells the health service whether there is an engine."""
 
@@ -237,10 +250,7 @@ def _prompts_and_facts(
     shows = layout.shows if isinstance(layout, TakesTasks) else None
     tokenizer = TextTokenizer.load(checkpoint.folder, family.config(), shows)
     tokenizer.know(layout.added_tokens if isinstance(layout, TakesTasks) else ())
-    limits: dict[Modality, int] = {
-        modality: settings.limit_mm_per_prompt.get(modality, DEFAULT_ITEM_LIMIT)
-        for modality in family.modalities
-    }
+    limits = item_limits(settings, family)
     template = _template(settings, checkpoint, family, tokenizer)
     prompts = PromptBuilder(tokenizer, layout, template, limits, vocabulary_size)
     facts = ModelFacts(

@@ -77,7 +77,9 @@ class LlmSettings(ServiceSettings):
         256, ge=1, description="Requests accepted and not finished; further ones are refused, not queued."
     )
     limit_mm_per_prompt: ItemLimits = Field(
-        {}, description=f"Most items per prompt, as image=4. Default: {DEFAULT_ITEM_LIMIT} of each modality."
+        {},
+        description=f"Most items per prompt, as image=4. Default: {DEFAULT_ITEM_LIMIT} of each modality, "
+        "and one where the model takes no more.",
     )
     chat_template: str | None = Field(
         None, description="File with a Jinja chat template to use instead of the checkpoint's."

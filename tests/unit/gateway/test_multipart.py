@@ -201,6 +201,8 @@ async def test_a_client_that_leaves() -> None:
         ({"include[]": ["logprobs"], "response_format": ["text"]}, "include"),
         ({"stream": ["true"], "response_format": ["srt"]}, "response_format"),
         ({"chunking_strategy": ['{"type": "server_vad"}']}, "chunking_strategy"),
+        # As OpenAI's client writes an object.
+        ({"chunking_strategy[type]": ["server_vad"]}, "chunking_strategy"),
     ],
     ids=str,
 )
