@@ -24,9 +24,8 @@ from benchmarks.summary import report_arguments, spread, write_report
 from encoder_service.delivery import Delivery
 from encoder_service.encoding import Kept
 from llm_service.embedding_arena import VIRTUAL_FACTOR, EmbeddingArena
-from llm_service.embedding_servicer import EmbeddingServicer
+from llm_service.embedding_servicer import EmbeddingServicer, embedding_service
 from llm_service.embedding_store import EmbeddingStore
-from protos.llm.v1 import embedding_service_pb2_grpc
 from shared.errors import PerceptError
 from shared.families.base import EncodedItem, MediaInfo, RawTensor
 from shared.rpc.channel import open_channel
@@ -101,12 +100,7 @@ async def _receive(address: str) -> None:
         "protos.benchmark.v1.Raw", {"Put": grpc.stream_unary_rpc_method_handler(put)}
     )
     names = [
-        ServiceRegistration(
-            "protos.llm.v1.EmbeddingService",
-            lambda server: embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(
-                embeddings, server
-            ),
-        ),
+        embedding_service(embeddings),
         ServiceRegistration(
             "protos.benchmark.v1.Raw", lambda server: server.add_generic_rpc_handlers((raw,))
         ),

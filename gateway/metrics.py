@@ -34,7 +34,11 @@ class Stages(Protocol):
 
 _HISTOGRAMS: tuple[tuple[str, str, Sequence[float]], ...] = (
     ("time_to_first_token_seconds", "From the request's arrival to its first token.", _FAST),
-    ("inter_token_latency_seconds", "Between two deltas of one choice.", _FAST),
+    (
+        "inter_token_latency_seconds",
+        "Between two tokens of one choice; of several at once, their mean.",
+        _FAST,
+    ),
     ("request_time_per_output_token_seconds", "Mean time between a request's tokens.", _FAST),
     ("e2e_request_latency_seconds", "From the request's arrival to its end.", _SLOW),
     ("request_queue_time_seconds", "From arrival at the LLM to the first scheduled step.", _FAST),
@@ -159,12 +163,13 @@ class RequestMeter:
         if max_tokens is not None:
             self._metrics.observe("request_params_max_tokens", max_tokens)
 
-    def delta(self, choice_index: int) -> None:
-        """New text of a choice arrived."""
+    def delta(self, choice_index: int, token_count: int) -> None:
+        """New tokens of a choice arrived. Of several together, each took an equal part of the time."""
         now = self._watch.seconds()
         before = self._last_delta_at.get(choice_index)
         if before is not None:
-            self._token_latency.observe(now - before)
+            for _ in range(token_count):
+                self._token_latency.observe((now - before) / token_count)
         elif not self._last_delta_at:
             self._metrics.observe("time_to_first_token_seconds", now)
         self._last_delta_at[choice_index] = now

@@ -245,6 +245,7 @@ def to_raw_request(
         sampling=to_sampling(request),
         stopping=to_stopping(request),
         top_logprobs=request.logprobs,
+        deltas_may_wait=not request.stream,
     )
     if isinstance(prompt.text, str):
         message.text = prompt.text

@@ -138,6 +138,7 @@ def to_generate_request(
         sampling=to_sampling(request),
         stopping=to_stopping(request),
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        deltas_may_wait=not request.stream,
     )
     return checked_size(message, max_model_len, "messages")
 

@@ -143,7 +143,7 @@ class Work:
 
 def _measure(frame: llm_service_pb2.GenerateResponse, meter: RequestMeter) -> None:
     if frame.HasField("delta"):
-        meter.delta(frame.delta.choice_index)
+        meter.delta(frame.delta.choice_index, len(frame.delta.token_ids))
         return
     meter.finish(finish_reason(frame.finish))
     if frame.finish.HasField("usage"):

@@ -13,17 +13,36 @@ import grpc
 
 from llm_service.embedding_push import Push
 from llm_service.embedding_store import EmbeddingStore
+from llm_service.put_frames import RowChunk, read_put_frame
 from protos.llm.v1 import embedding_service_pb2 as pb
-from protos.llm.v1 import embedding_service_pb2_grpc as pb_grpc
 from protos.media.v1 import media_pb2
 from shared.content_key import is_key
 from shared.errors import InvalidRequestError
+from shared.rpc.server import ServiceRegistration
 from shared.wire import TensorLayout, info_from_wire, layouts_from_wire
 
+Frame = pb.PutEmbeddingsRequest | RowChunk
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["EmbeddingService"]
 _ROW_TYPES = frozenset({"float32", "float16", "bfloat16"})
 
 
-class EmbeddingServicer(pb_grpc.EmbeddingServiceServicer):
+def embedding_service(servicer: EmbeddingServicer) -> ServiceRegistration:
+    """The service as a server's, with frames that are not copied."""
+
+    def register(server: grpc.aio.Server) -> None:
+        put = grpc.stream_unary_rpc_method_handler(
+            servicer.PutEmbeddings,
+            request_deserializer=read_put_frame,
+            response_serializer=pb.PutEmbeddingsResponse.SerializeToString,
+        )
+        handler = grpc.method_handlers_generic_handler(_SERVICE.full_name, {"PutEmbeddings": put})
+        server.add_generic_rpc_handlers((handler,))
+
+    return ServiceRegistration(_SERVICE.full_name, register)
+
+
+class EmbeddingServicer:
     """Takes pushes into the store."""
 
     def __init__(self, store: EmbeddingStore, widths: Mapping[str, int]) -> None:
@@ -35,7 +54,7 @@ class EmbeddingServicer(pb_grpc.EmbeddingServiceServicer):
 
     async def PutEmbeddings(
         self,
-        request_iterator: AsyncIterator[pb.PutEmbeddingsRequest],
+        request_iterator: AsyncIterator[Frame],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> pb.PutEmbeddingsResponse:
         """Receives one item: waits for room on the header, then reads the rows."""
@@ -44,22 +63,21 @@ class EmbeddingServicer(pb_grpc.EmbeddingServiceServicer):
         try:
             granted = await push.granted
             async for frame in frames:
-                if frame.WhichOneof("frame") != "chunk":
+                if not isinstance(frame, RowChunk):
                     raise InvalidRequestError("after the header come chunks", param="frame")
                 if granted:
-                    chunk = frame.chunk
-                    self._store.write(push, chunk.tensor_index, chunk.byte_offset, chunk.data)
+                    self._store.write(push, frame.tensor_index, frame.byte_offset, frame.data)
             stored = granted and self._store.finish(push)
         finally:
             self._store.discard(push)
         return pb.PutEmbeddingsResponse(stored=stored)
 
-    async def _open(self, frames: AsyncIterator[pb.PutEmbeddingsRequest]) -> Push:
+    async def _open(self, frames: AsyncIterator[Frame]) -> Push:
         try:
             first = await anext(frames)
         except StopAsyncIteration:
             raise InvalidRequestError("the stream is empty", param="frame") from None
-        if first.WhichOneof("frame") != "header":
+        if isinstance(first, RowChunk) or first.WhichOneof("frame") != "header":
             raise InvalidRequestError("the first frame is the header", param="frame")
         header = first.header
         if not is_key(header.key):

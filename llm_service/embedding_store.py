@@ -156,7 +156,7 @@ class EmbeddingStore:
         self._grant()
         return push
 
-    def write(self, push: Push, tensor_index: int, byte_offset: int, data: bytes) -> None:
+    def write(self, push: Push, tensor_index: int, byte_offset: int, data: bytes | memoryview) -> None:
         """Takes a chunk of a granted push; drops it where the item was evicted meanwhile.
 
         Raises:

@@ -230,5 +230,13 @@ class Generation:
         choice.text.reader = self._reader
         sampling = self._plan.sampling_of(choice.index)
         sequence_id = self._parts.engine.next_sequence_id()
-        message = self._laid_out.sequence(sequence_id, sampling, self._stopping, self._arrival, self._times)
+        message = self._laid_out.sequence(
+            sequence_id,
+            sampling,
+            self._stopping,
+            self._arrival,
+            self._times,
+            # Who looks for stop strings must see each token before the next is computed.
+            tokens_may_wait=self._request.deltas_may_wait and not self._plan.stop_strings,
+        )
         choice.start(message, self._laid_out.item_of_span)

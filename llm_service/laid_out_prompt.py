@@ -77,6 +77,8 @@ class LaidOutPrompt:
         stopping: StoppingSettings,
         arrival: float,
         token_times: TokenTimesWish | None = None,
+        *,
+        tokens_may_wait: bool = False,
     ) -> AddSequence:
         """The message that starts one choice."""
         return AddSequence(
@@ -91,4 +93,5 @@ class LaidOutPrompt:
             arrival=arrival,
             variant=self.variant,
             token_times=token_times,
+            tokens_may_wait=tokens_may_wait,
         )

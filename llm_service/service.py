@@ -17,7 +17,7 @@ from typing import Any
 
 from llm_service.chat_template import ChatTemplate, find_template
 from llm_service.embedding_arena import VIRTUAL_FACTOR, EmbeddingArena
-from llm_service.embedding_servicer import EmbeddingServicer
+from llm_service.embedding_servicer import EmbeddingServicer, embedding_service
 from llm_service.embedding_store import EmbeddingStore
 from llm_service.engine.messages import EngineSettings
 from llm_service.engine_client import EngineClient
@@ -28,12 +28,7 @@ from llm_service.sampling import GenerationDefaults
 from llm_service.servicer import LlmServicer, ModelFacts
 from llm_service.settings import DEFAULT_ITEM_LIMIT, LlmSettings
 from llm_service.text_tokenizer import TextTokenizer
-from protos.llm.v1 import (
-    embedding_service_pb2,
-    embedding_service_pb2_grpc,
-    llm_service_pb2,
-    llm_service_pb2_grpc,
-)
+from protos.llm.v1 import llm_service_pb2, llm_service_pb2_grpc
 from shared.checkpoint import find_checkpoint
 from shared.collection import keep_loaded
 from shared.errors import UnavailableError
@@ -293,16 +288,9 @@ def _build_server(settings: LlmSettings, parts: GenerationParts, facts: ModelFac
     def register_llm(server: Any) -> None:
         llm_service_pb2_grpc.add_LlmServiceServicer_to_server(llm, server)
 
-    def register_embeddings(server: Any) -> None:
-        embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(embeddings, server)
-
-    names = llm_service_pb2.DESCRIPTOR, embedding_service_pb2.DESCRIPTOR
-    llm_name, embedding_name = (name.services_by_name for name in names)
+    llm_name = llm_service_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name
     return build_server(
-        [
-            ServiceRegistration(llm_name["LlmService"].full_name, register_llm),
-            ServiceRegistration(embedding_name["EmbeddingService"].full_name, register_embeddings),
-        ],
+        [ServiceRegistration(llm_name, register_llm), embedding_service(embeddings)],
         default_deadline_s=settings.default_deadline_s,
         max_concurrent_calls=_CALLS_PER_REQUEST * settings.max_pending_requests + _SPARE_CALLS,
     )

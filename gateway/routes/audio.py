@@ -195,7 +195,7 @@ class _SpeechWork:
 
     def _measured(self, index: int, frame: llm_service_pb2.GenerateResponse) -> str | None:
         if frame.HasField("delta"):
-            self._meter.delta(index)
+            self._meter.delta(index, len(frame.delta.token_ids))
             return None
         usage, timings = frame.finish.usage, frame.finish.timings
         self._usage.prompt_token_count += usage.prompt_token_count

@@ -36,6 +36,7 @@ from llm_service.engine.messages import (
     ToFront,
     TokenReport,
 )
+from llm_service.engine.pending_report import PendingReport
 from llm_service.engine.scheduler import Scheduler
 from llm_service.engine.sequence import Sequence
 
@@ -101,8 +102,7 @@ class Engine:
         self._failed_step_count = 0
         self._busy = False
         self._outbox: list[ToFront] = []
-        self._tokens: list[TokenReport] = []
-        self._ended: list[int] = []
+        self._news = PendingReport()
 
     @property
     def busy(self) -> bool:
@@ -136,12 +136,12 @@ class Engine:
         self.rest_s = 0.0
         if batch.items:
             self._run(batch)
-        used = self._scheduler.needs.take_used()
-        if batch.items or self._ended or used:
-            self._outbox.append(StepReport(self._tokens, self._ended, used, self.status()))
-            self._tokens, self._ended = [], []
-        self._busy = bool(batch.items) and len(self._scheduler) > 0
-        return bool(batch.items)
+        ran = bool(batch.items)
+        news = self._news.take(self._scheduler.needs.take_used(), self._clock(), ran=ran)
+        if news is not None:
+            self._outbox.append(StepReport(*news, self.status()))
+        self._busy = ran and len(self._scheduler) > 0
+        return ran
 
     def take_messages(self) -> list[ToFront]:
         """The messages to the front since the last call, in order."""
@@ -168,12 +168,12 @@ class Engine:
         except ValueError as error:
             logger.error("sequence %d is malformed: %s", message.sequence_id, error)
             self._outbox.append(SequenceFailed(message.sequence_id, str(error)))
-            self._ended.append(message.sequence_id)
+            self._news.ended(message.sequence_id)
             return
         refusal = self._refusal(sequence)
         if refusal is not None:
             self._outbox.append(refusal)
-            self._ended.append(message.sequence_id)
+            self._news.ended(message.sequence_id)
             return
         self._scheduler.add(sequence)
 
@@ -204,7 +204,7 @@ class Engine:
         """Lets go of a sequence, whatever the reason."""
         self._scheduler.remove(sequence_id)
         self._runner.forget(sequence_id)
-        self._ended.append(sequence_id)
+        self._news.ended(sequence_id)
 
     # Steps.
 
@@ -257,7 +257,8 @@ class Engine:
         self._scheduler.settle(booked, good)
         now = self._clock()
         for token in good:
-            self._tokens.append(self._token_report(sampling[token.sequence_id], token, now))
+            sequence = sampling[token.sequence_id]
+            self._news.token(self._token_report(sequence, token, now), now, may_wait=sequence.tokens_may_wait)
 
     def _fail(self, sequence_id: int, text: str) -> None:
         self._outbox.append(SequenceFailed(sequence_id, text))

@@ -148,6 +148,8 @@ class AddSequence(msgspec.Struct, tag=True, frozen=True):
         arrival: when the request came; older ones go first.
         variant: which set of weights computes it; see `ExpandedPrompt`.
         token_times: set where the end is to tell when tokens are heard.
+        tokens_may_wait: tokens between the first and the last may be told late, together;
+            see `pending_report`.
     """
 
     sequence_id: int
@@ -161,6 +163,7 @@ class AddSequence(msgspec.Struct, tag=True, frozen=True):
     arrival: float
     variant: str = ""
     token_times: TokenTimesWish | None = None
+    tokens_may_wait: bool = False
 
 
 class ArenaTensor(msgspec.Struct, frozen=True):
@@ -318,7 +321,7 @@ class StepReport(msgspec.Struct, tag=True, frozen=True):
     """Engine to front: what a step gave; also sent when only `ended` has news.
 
     Attributes:
-        tokens: at most one for each sequence.
+        tokens: in order; of a sequence whose tokens may wait, those of several steps.
         ended: every sequence that the engine has let go of since the last
             report, whatever the reason; each id once in its life.
         used: items that sequences need no more.

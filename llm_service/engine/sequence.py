@@ -35,6 +35,7 @@ class Sequence:
         next_position: position of the first generated token, on every axis.
         variant: which set of weights computes it, "" for the plain one.
         token_times: set where its end tells when its tokens are heard.
+        tokens_may_wait: nobody waits for its tokens between the first and the last.
         switched: it is computed as the model computes sequences that have passed its
             `switch_length`; see `ChoosesByRow`.
         computed_count: leading tokens whose keys and values are in the blocks.
@@ -67,6 +68,7 @@ class Sequence:
         self.sampling: SamplingSettings = message.sampling
         self.stopping: StoppingSettings = message.stopping
         self.token_times: TokenTimesWish | None = message.token_times
+        self.tokens_may_wait = message.tokens_may_wait
         _check_spans(self.spans, self.prompt_length)
 
         self.computed_count = 0

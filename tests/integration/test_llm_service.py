@@ -133,6 +133,28 @@ async def test_text_is_answered_as_transformers_answers(bench: Bench) -> None:
     assert answer.usage.completion_token_count == len(expected)
 
 
+async def test_deltas_that_may_wait_are_joined_and_say_the_same(bench: Bench) -> None:
+    request = chat(
+        message("user", "Which colour is the circle?"),
+        max_tokens=24,
+        sampling={"temperature": 0.0, "choice_count": 2},
+        stopping={"ignore_eos": True},
+        top_logprobs=1,
+    )
+    plain = await bench.caller.ask(request)
+    request.deltas_may_wait = True
+    joined = await bench.caller.ask(request)
+    assert joined.token_ids == plain.token_ids and joined.texts == plain.texts
+    assert [entry.chosen.token_id for entry in joined.logprobs if entry.top] == [
+        token for delta in joined.deltas for token in delta.token_ids
+    ]
+    assert joined.usage.completion_token_count == 48
+    assert len(joined.deltas) < len(plain.deltas) / 2
+    request.stopping.stop_strings.append("never said")
+    stopping = await bench.caller.ask(request)
+    assert stopping.token_ids == plain.token_ids and len(stopping.deltas) > len(joined.deltas)
+
+
 async def test_pictures_are_asked_for_once_and_answered_as_transformers_answers(bench: Bench) -> None:
     images = [picture(1), picture(2, (112, 56))]
     request = question("Compare ", 0, " with ", 1, " please", images=images)

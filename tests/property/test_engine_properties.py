@@ -84,9 +84,10 @@ class EngineMachine(RuleBasedStateMachine):
         self.front = ToyFront(**shape)
         self.model = rules
 
-    @rule(draft=drafts, arrival=st.integers(0, 10), variant=st.sampled_from(VARIANTS))
-    def add(self, draft: Draft, arrival: int, variant: str) -> None:
-        self.front.add(replace(self.model, variant=variant).lay_out(draft), arrival=arrival)
+    @rule(draft=drafts, arrival=st.integers(0, 10), variant=st.sampled_from(VARIANTS), may_wait=st.booleans())
+    def add(self, draft: Draft, arrival: int, variant: str, may_wait: bool) -> None:
+        prompt = replace(self.model, variant=variant).lay_out(draft)
+        self.front.add(prompt, arrival=arrival, tokens_may_wait=may_wait)
 
     @rule(draft=drafts, count=st.integers(2, 4))
     def add_equal_ones(self, draft: Draft, count: int) -> None:

@@ -140,7 +140,7 @@ class ToyFront:
         self._ids = itertools.count(1)
         self._garbage = np.random.default_rng(7)
 
-    def add(self, prompt: Prompt, arrival: float | None = None) -> int:
+    def add(self, prompt: Prompt, arrival: float | None = None, *, tokens_may_wait: bool = False) -> int:
         """Adds a sequence and returns its id."""
         sequence_id = next(self._ids)
         self.answers[sequence_id] = Answer(prompt)
@@ -155,6 +155,7 @@ class ToyFront:
             stopping=prompt.stopping,
             arrival=float(sequence_id) if arrival is None else arrival,
             variant=prompt.variant,
+            tokens_may_wait=tokens_may_wait,
         )
         self.engine.receive(message)
         self._collect()

@@ -84,6 +84,7 @@ class GenerateRequest(_message.Message):
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     TOKEN_TIMES_FIELD_NUMBER: _builtins.int
     ENCODER_PROMPT_FIELD_NUMBER: _builtins.int
+    DELTAS_MAY_WAIT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Served model name, or empty for the one that is served."""
     request_id: _builtins.str
@@ -100,6 +101,10 @@ class GenerateRequest(_message.Message):
     """Tell in each `finish` when every token is heard; see Finish.token_seconds.
     Refused by models that are not of Whisper's kind, by checkpoints that do not
     name their alignment heads, and beside stop strings.
+    """
+    deltas_may_wait: _builtins.bool
+    """The caller shows nothing before the end: deltas between a choice's first and
+    last may come late, by about 0.1 s, and joined. Ignored beside stop strings.
     """
     @_builtins.property
     def conversation(self) -> Global___Conversation:
@@ -152,10 +157,11 @@ class GenerateRequest(_message.Message):
         top_logprobs: _builtins.int | None = ...,
         token_times: _builtins.bool = ...,
         encoder_prompt: Global___RawPrompt | None = ...,
+        deltas_may_wait: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "conversation", b"conversation", "encoder_prompt", b"encoder_prompt", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "top_logprobs", b"top_logprobs", "transcription", b"transcription"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "conversation", b"conversation", "encoder_prompt", b"encoder_prompt", "media", b"media", "model", b"model", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "token_times", b"token_times", "top_logprobs", b"top_logprobs", "transcription", b"transcription"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "conversation", b"conversation", "deltas_may_wait", b"deltas_may_wait", "encoder_prompt", b"encoder_prompt", "media", b"media", "model", b"model", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "token_times", b"token_times", "top_logprobs", b"top_logprobs", "transcription", b"transcription"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
     _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015

@@ -387,3 +387,24 @@ def test_a_preemption_is_told_with_the_next_step_that_runs() -> None:
     front.serve_all()
     assert front.engine.status().preemption_count > 0
     front.check_answers()
+
+
+def test_tokens_that_may_wait_come_with_the_last_or_with_company() -> None:
+    front = ToyFront()
+    patient = front.add(prompt(1, 2, count=6), tokens_may_wait=True)
+    counts = []
+    for _ in range(6):
+        front.step()
+        counts.append(len(front.answers[patient].reports))
+    assert counts == [1, 1, 1, 1, 1, 6]
+    patient = front.add(prompt(1, 2, count=6), tokens_may_wait=True)
+    front.step()
+    front.step()
+    other = front.add(prompt(3, 4, count=1))
+    front.step()
+    assert [len(front.answers[each].reports) for each in (patient, other)] == [3, 1]
+    front.step()
+    front.cancel(patient)
+    front.step()
+    assert len(front.answers[patient].reports) == 4 and front.answers[patient].ended
+    front.check_answers()

@@ -41,6 +41,11 @@ def test_what_was_not_said_stays_unset() -> None:
     assert not request.conversation.HasField("add_generation_prompt")
 
 
+def test_who_shows_nothing_before_the_end_lets_deltas_wait() -> None:
+    assert translated().deltas_may_wait
+    assert not translated(stream=True).deltas_may_wait
+
+
 def test_zero_is_said() -> None:
     request = translated(temperature=0, top_k=0, seed=0, logprobs=True)
     assert request.sampling.HasField("temperature")
