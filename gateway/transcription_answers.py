@@ -110,8 +110,7 @@ def _segment_object(number: int, segment: Segment, temperature: float) -> Json:
         "temperature": temperature,
         "avg_logprob": max(segment.mean_logprob, _LEAST_LOGPROB),
         "compression_ratio": segment.compression_ratio,
-        # Not measured.
-        "no_speech_prob": 0.0,
+        "no_speech_prob": segment.no_speech_probability,
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from llm_service.answer_measures import AnswerMeasures
 from llm_service.detokenizer import open_detokenizer
 from llm_service.engine.messages import TokenReport
 from llm_service.sampling import GenerationPlan
@@ -58,12 +59,16 @@ class ChoiceText:
         self._whole: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[pb.TokenLogprob] = []
+        sampling = plan.sampling
+        self._measures = AnswerMeasures(len(sampling.rules.leading)) if sampling.measured else None
 
     def add(self, report: TokenReport) -> bool:
         """Takes the next token; none may come after the ending. Returns whether this was the last."""
         assert self.ending is None
         self.token_count += 1
         self._token_ids.append(report.token_id)
+        if self._measures is not None:
+            self._measures.add(report)
         if report.logprob is not None:
             self._logprobs.append(token_logprob(self._table, report))
         hidden = report.stop_token_id is not None and not self._plan.include_stop_string
@@ -98,6 +103,8 @@ class ChoiceText:
             finish.stop_string = self.ending.stop_string
         elif self.ending.stop_token_id is not None:
             finish.stop_token_id = self.ending.stop_token_id
+        if self._measures is not None:
+            finish.speech_measures.CopyFrom(self._measures.message())
         if self.reader is not None:
             finish.task_answer = self.reader("".join([*self._whole, *self._text]))
         return finish

@@ -23,7 +23,7 @@ from llm_service.laid_out_prompt import LaidOutPrompt
 from llm_service.prompt_items import Item, checked_items, count_text, modality_of
 from llm_service.side_thread import SideThread
 from llm_service.special_tokens import SpecialTokenGuard, special_token_pattern
-from llm_service.speech_prompt import SpeechPrompts, check_times, speech_task
+from llm_service.speech_prompt import SpeechPrompts, check_wishes, speech_task
 from llm_service.task_prompt import TaskPrompts
 from llm_service.text_tokenizer import TextTokenizer
 from protos.llm.v1 import llm_service_pb2 as pb
@@ -117,8 +117,7 @@ class PromptBuilder:
         items = checked_items(request.media, self.item_limits)
         if self._tasks is not None:
             self._tasks.check_items(len(items))
-        if request.token_times:
-            check_times(request, self._layout)
+        check_wishes(request, self._layout)
         modalities = [item.modality for item in items]
         self._encoder_prompts.check(request)
         render = self._renderer(request, modalities, max_model_len)
@@ -137,7 +136,7 @@ class PromptBuilder:
         short = request.ByteSize() <= _SHORT_BYTES
         prompt = tokenize() if short else await self.in_thread(tokenize)
         if self._speech is not None:
-            return self._as_speech(self._speech, prompt, _task(request), max_model_len)
+            return self._as_speech(self._speech, prompt, speech_task(request), max_model_len)
         check_length(len(prompt.token_ids), max_model_len)
         if request.WhichOneof("prompt") != "conversation":
             prompt = replace(prompt, items=self._in_order(prompt.token_ids, items))
@@ -277,14 +276,14 @@ class PromptBuilder:
                 check_length(len(request.token_ids.ids), max_model_len)
                 return lambda: self._checked_ids(request.token_ids.ids)
             case "transcription":
-                return self._transcription_renderer(request.transcription)
+                return self._transcription_renderer(speech_task(request))
         raise InvalidRequestError("a prompt is required", param="prompt")
 
-    def _transcription_renderer(self, transcription: pb.Transcription) -> Callable[[], RenderedText]:
+    def _transcription_renderer(self, task: SpeechTask | None) -> Callable[[], RenderedText]:
         speech = self._speech
         if speech is None:
             raise InvalidRequestError("this model does not write down recordings", param="transcription")
-        task = speech_task(transcription)
+        assert task is not None
         return lambda: RenderedText(speech.pieces(task, self._guarded))
 
     def _countable_renderer(self, request: pb.TokenizeRequest) -> Callable[[], RenderedText]:
@@ -387,7 +386,3 @@ class PromptBuilder:
         known = [modality for modality in dict.fromkeys(modalities) if modality in self.item_limits]
         texts = [f"{self._layout.placeholder_text(modality)!r} for one {modality}" for modality in known]
         return f"; this model's prompts say {', '.join(texts)}" if texts else ""
-
-
-def _task(request: pb.GenerateRequest) -> SpeechTask | None:
-    return speech_task(request.transcription) if request.HasField("transcription") else None

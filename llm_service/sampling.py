@@ -188,6 +188,7 @@ def _sampling(
         logit_bias=dict(wire.logit_bias),
         top_logprobs=_top_logprobs(request),
         allowed_token_ids=list(dict.fromkeys(wire.allowed_token_ids)),
+        measured=request.speech_measures,
     )
 
 

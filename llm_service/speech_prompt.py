@@ -48,12 +48,19 @@ class SpeechPrompts:
         return fitted, self._layout.rules(fitted, task)
 
 
-def check_times(request: pb.GenerateRequest, layout: PromptLayout) -> None:
-    """Checks a request that wants to be told when tokens are heard.
+def check_wishes(request: pb.GenerateRequest, layout: PromptLayout) -> None:
+    """Checks what a request wants to be told of an answer.
 
     Raises:
         InvalidRequestError: the model cannot tell, or the request wants what does not go with it.
     """
+    if request.speech_measures and request.WhichOneof("prompt") != "transcription":
+        raise InvalidRequestError("transcriptions alone are measured", param="speech_measures")
+    if request.token_times:
+        _check_times(request, layout)
+
+
+def _check_times(request: pb.GenerateRequest, layout: PromptLayout) -> None:
     if not isinstance(layout, WritesSpeech) or not layout.tells_times:
         raise InvalidRequestError(
             "this model does not tell when words are heard: its checkpoint names no attention heads that do",
@@ -63,12 +70,15 @@ def check_times(request: pb.GenerateRequest, layout: PromptLayout) -> None:
         raise InvalidRequestError("times of tokens and stop strings exclude each other", param="token_times")
 
 
-def speech_task(wire: pb.Transcription) -> SpeechTask:
-    """Reads what is to be done.
+def speech_task(request: pb.GenerateRequest) -> SpeechTask | None:
+    """Reads what is to be done; None where the prompt is no transcription.
 
     Raises:
         InvalidRequestError: an unknown task, or too long a text.
     """
+    if not request.HasField("transcription"):
+        return None
+    wire = request.transcription
     if wire.task not in pb.TranscriptionTask.values():
         raise InvalidRequestError(f"there is no task {wire.task}", param="transcription.task")
     if len(wire.previous_text) > MAX_PREVIOUS_TEXT_LENGTH:
@@ -76,4 +86,10 @@ def speech_task(wire: pb.Transcription) -> SpeechTask:
             f"the previous text has at most {MAX_PREVIOUS_TEXT_LENGTH} characters",
             param="transcription.previous_text",
         )
-    return SpeechTask(wire.language, wire.task == _TRANSLATE, wire.previous_text, wire.timestamps)
+    return SpeechTask(
+        wire.language,
+        wire.task == _TRANSLATE,
+        wire.previous_text,
+        wire.timestamps,
+        from_start=request.speech_measures,
+    )

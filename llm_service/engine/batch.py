@@ -61,6 +61,8 @@ class SampledToken:
     Attributes:
         logprob: in the model's raw distribution, when asked for.
         top: the likeliest tokens with their log probabilities, when asked for.
+        allowed_logprob: see `TokenReport`.
+        silence: see `TokenReport`.
         failure: why no token could be chosen (`token_id` is then -1); fails
             this sequence alone.
     """
@@ -70,6 +72,8 @@ class SampledToken:
     logprob: float | None = None
     top: list[tuple[int, float]] | None = None
     failure: str | None = None
+    allowed_logprob: float | None = None
+    silence: float | None = None
 
 
 class RowSource(Protocol):

@@ -278,6 +278,8 @@ class Engine:
             finish=finish,
             stop_token_id=token.token_id if finish == "stop" else None,
             logprob=token.logprob,
+            allowed_logprob=token.allowed_logprob,
+            silence=token.silence,
             top=token.top,
             first=first,
             token_seconds=seconds,

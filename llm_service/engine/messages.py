@@ -1,7 +1,6 @@
 """What the LLM service's front and its engine process say to each other.
 
-Knows the messages. Does not know how they travel (`frames`), who sends them or
-what they lead to.
+Knows the messages. Does not know how they travel (`frames`), who sends them or what they lead to.
 
 Times are seconds of the machine's monotonic clock, which both processes share.
 """
@@ -31,8 +30,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_num_seqs: most sequences in one step.
         max_num_batched_tokens: most tokens in one step.
         block_size: KV slots in a block.
-        kv_cache_gib: size of the KV cache in GiB, or None to measure (CUDA) or
-            take a default (CPU).
+        kv_cache_gib: size of the KV cache in GiB, or None to measure (CUDA) or take a default (CPU).
         gpu_memory_utilization: share of the GPU's memory that may be in use.
         enable_prefix_caching: reuse blocks of equal content.
         enforce_eager: record no CUDA graphs.
@@ -70,12 +68,12 @@ class SamplingSettings(msgspec.Struct, frozen=True):
         seed: makes the choice repeatable, or None.
         presence_penalty: subtracted once from each generated token's logit.
         frequency_penalty: subtracted per occurrence among generated tokens.
-        repetition_penalty: divides or multiplies logits of tokens seen in
-            prompt or output; 1 is none.
+        repetition_penalty: divides or multiplies logits of tokens seen in prompt or output; 1 is none.
         logit_bias: added to the logits, by token id.
         top_logprobs: None for no log probabilities, else how many alternatives.
         allowed_token_ids: the only ones that may be chosen; all where there are none.
         rules: which tokens may be chosen, as the family says.
+        measured: tell how sure the model is of what it writes; see `TokenReport`.
     """
 
     temperature: float = 0.0
@@ -90,6 +88,7 @@ class SamplingSettings(msgspec.Struct, frozen=True):
     top_logprobs: int | None = None
     allowed_token_ids: list[int] = []
     rules: TokenRules = NO_RULES
+    measured: bool = False
 
 
 class StoppingSettings(msgspec.Struct, frozen=True):
@@ -97,8 +96,7 @@ class StoppingSettings(msgspec.Struct, frozen=True):
 
     Attributes:
         max_token_count: most tokens to generate, at least 1.
-        min_token_count: fewest tokens before one of `stop_token_ids` may be
-            chosen; until then the sampler masks them.
+        min_token_count: fewest tokens before one of `stop_token_ids` may be chosen, which is masked so long.
         stop_token_ids: end a sequence with "stop"; the end-of-sequence ids are
             among them unless they are to be ignored.
     """
@@ -272,6 +270,8 @@ class TokenReport(msgspec.Struct, frozen=True):
         first: set with the sequence's first token.
         token_seconds: set with the last token where they were asked for: when each generated
             token is heard; None where they could not be told.
+        allowed_logprob: where measured, of the token among those that may be chosen.
+        silence: where measured, raw probability of the rules' `silence_id`, with the first token.
     """
 
     sequence_id: int
@@ -282,6 +282,8 @@ class TokenReport(msgspec.Struct, frozen=True):
     top: list[tuple[int, float]] | None = None
     first: PrefillReport | None = None
     token_seconds: list[float] | None = None
+    allowed_logprob: float | None = None
+    silence: float | None = None
 
 
 class RowsUsed(msgspec.Struct, frozen=True):

@@ -40,6 +40,8 @@ class TokenRules:
         run_length: no run of so many tokens comes twice; 0: any may.
         begun: so many of the prompt's last tokens count as the answer's for `run_length`.
         last_id: the token that an answer as long as it may be ends with; None: any.
+        silence_id: the token that says that nobody speaks, which is never chosen but may be
+            asked about; None where there is none.
     """
 
     leading: tuple[tuple[int, ...], ...] = ()
@@ -49,6 +51,7 @@ class TokenRules:
     run_length: int = 0
     begun: int = 0
     last_id: int | None = None
+    silence_id: int | None = None
 
 
 NO_RULES = TokenRules()
@@ -63,9 +66,12 @@ class SpeechTask:
         translates: write English, whatever is spoken.
         previous_text: what was said before, or how words are spelt; may be "".
         timestamps: write times around the text.
+        from_start: the prompt ends with what begins the model's turn, whatever is known: the
+            rest comes first in the answer.
     """
 
     language: str = ""
     translates: bool = False
     previous_text: str = ""
     timestamps: bool = False
+    from_start: bool = False

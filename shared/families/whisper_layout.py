@@ -154,7 +154,9 @@ class WhisperLayout:
         said = task.previous_text.strip()
         front = f"{PREVIOUS} " if said else ""
         language = self._language(task.language)
-        if self.language_ids and language is None:
+        if task.translates and not self.language_ids:
+            raise InvalidRequestError("this model only writes down English", param="transcription.task")
+        if (self.language_ids and language is None) or task.from_start:
             return front, START
         named = self._named(language, task)
         return front, f"{START}{named}{'' if task.timestamps else WITHOUT_TIMES}"
@@ -171,6 +173,8 @@ class WhisperLayout:
         """See `WritesSpeech`. Where no task was given, the speech is written down without times."""
         if self.start_id not in token_ids:
             return TokenRules((), self.suppressed, self.first_suppressed)
+        # As transformers knows it: checkpoints do not name it.
+        silence = None if self.without_times_id is None else self.without_times_id - 1
         tail = token_ids[self._start_of(token_ids) + 1 :]
         wanted = task or SpeechTask()
         leading = self._leading(tail, wanted)
@@ -179,7 +183,7 @@ class WhisperLayout:
             has_times = wanted.timestamps if leading else self.without_times_id not in tail
             rule = TimestampRule(self.without_times_id + 1, self.end_id, self.most_initial)
             times = rule if has_times else None
-        return TokenRules(leading, self.suppressed, self.first_suppressed, times)
+        return TokenRules(leading, self.suppressed, self.first_suppressed, times, silence_id=silence)
 
     def _leading(self, tail: Sequence[int], task: SpeechTask) -> tuple[tuple[int, ...], ...]:
         """What a prompt that ends with `tail` behind its start leaves open."""
@@ -187,7 +191,9 @@ class WhisperLayout:
         ends_with_language = len(tail) == 1 and tail[0] in languages
         if tail and not ends_with_language:
             return ()
-        open_ends = [languages] if languages and not tail else []
+        said = self._language(task.language)
+        heard = languages if said is None else (self.language_ids[said],)
+        open_ends = [heard] if languages and not tail else []
         if languages:
             open_ends.append((self.task_ids[TRANSLATE if task.translates else TRANSCRIBE],))
         if not task.timestamps and self.without_times_id is not None:
@@ -200,8 +206,6 @@ class WhisperLayout:
 
     def _named(self, language: str | None, task: SpeechTask) -> str:
         if not self.language_ids:
-            if task.translates:
-                raise InvalidRequestError("this model only writes down English", param="transcription.task")
             return ""
         name = TRANSLATE if task.translates else TRANSCRIBE
         return f"{language}<|{name}|>"

@@ -56,6 +56,11 @@ class SpeechQuestion:
         return self.facts.instructions is None
 
     @property
+    def measured(self) -> bool:
+        """Whether the model is to tell how sure it is."""
+        return self.marked and self.wants_times
+
+    @property
     def times(self) -> bool:
         """Whether the model is to write times."""
         return self.facts.times and self.wants_times
@@ -70,6 +75,7 @@ class SpeechQuestion:
         """
         request.top_logprobs = 0
         request.token_times = self.wants_words
+        request.speech_measures = self.measured
         if self.facts.instructions is None:
             request.transcription.CopyFrom(self._task(language))
             return

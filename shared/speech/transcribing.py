@@ -37,6 +37,7 @@ class PieceAnswer:
         new_text: what the reader has not taken yet.
         news: frames that it has not taken yet, in order.
         done: the answer is complete.
+        measures: how sure the model is; set with the end, where that was asked for.
     """
 
     start_s: float
@@ -46,6 +47,7 @@ class PieceAnswer:
     new_text: str = ""
     news: list[llm_service_pb2.GenerateResponse] = field(default_factory=list)
     done: bool = False
+    measures: llm_service_pb2.SpeechMeasures | None = None
     _decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
     )
@@ -63,6 +65,8 @@ class PieceAnswer:
         else:
             text = frame.delta.text
         self.tokens += new
+        if frame.finish.HasField("speech_measures"):
+            self.measures = frame.finish.speech_measures
         if frame.finish.token_seconds:
             self._set_times(frame.finish.token_seconds)
         self.text += text

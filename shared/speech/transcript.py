@@ -58,6 +58,7 @@ class Segment:
         text: as it was written, a space in front included.
         tokens: its tokens, those of times included.
         seek_s: where the piece begins that it was heard in.
+        no_speech_probability: that nobody speaks in that piece; 0 where the model does not tell.
     """
 
     start_s: float
@@ -65,6 +66,7 @@ class Segment:
     text: str
     tokens: tuple[Token, ...]
     seek_s: float
+    no_speech_probability: float = 0.0
 
     @property
     def mean_logprob(self) -> float:

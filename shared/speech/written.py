@@ -6,6 +6,7 @@ Knows the answers of all pieces. Does not know who asked.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from shared.speech.question import SpeechQuestion
 from shared.speech.transcribing import PieceAnswer
@@ -32,7 +33,9 @@ def segments(answers: Sequence[PieceAnswer], question: SpeechQuestion) -> list[S
     found = []
     for answer in answers:
         if question.times:
-            found += segments_of(answer.tokens, answer.start_s, answer.end_s)
+            silence = answer.measures.no_speech_probability if answer.measures is not None else 0.0
+            of_piece = segments_of(answer.tokens, answer.start_s, answer.end_s)
+            found += [replace(segment, no_speech_probability=silence) for segment in of_piece]
         elif answer.text.strip():
             tokens = tuple(answer.tokens)
             found.append(Segment(answer.start_s, answer.end_s, answer.text, tokens, answer.start_s))

@@ -71,6 +71,14 @@ class Reference:
         text: str = self.processor.tokenizer.convert_ids_to_tokens(found)
         return text.strip("<|>")
 
+    def silence(self, samples: Any) -> float:
+        """The probability, where the model's turn begins, that nobody speaks."""
+        ids = torch.tensor([[self.model.generation_config.decoder_start_token_id]])
+        with torch.no_grad():
+            logits = self.model(input_features=self.features(samples), decoder_input_ids=ids).logits
+        token = self.processor.tokenizer.convert_tokens_to_ids("<|nospeech|>")
+        return float(torch.softmax(logits[0, -1].float(), dim=-1)[token])
+
     def text(self, ids: list[int]) -> str:
         text: str = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
         return text
@@ -192,6 +200,11 @@ def test_segments_are_those_of_transformers(client: openai.OpenAI, reference: Re
         assert got.usage.seconds == SECONDS
         spoken = {"en": "english", "de": "german", "fr": "french"}[reference.language(samples)]
         assert got.language == spoken
+        silence = reference.silence(samples)
+        # Whatever is known of the language: the model's turn begins before it.
+        said = write_down(client, file_of(samples), response_format="verbose_json", language="de")
+        for part in (*got.segments, *said.segments):
+            assert 0 < part.no_speech_prob == pytest.approx(silence, rel=1e-3)
 
 
 def test_words_are_those_of_transformers(client: openai.OpenAI, reference: Reference) -> None:

@@ -14,6 +14,7 @@ from llm_service.engine.batch import SampledToken
 from llm_service.engine.sequence import Sequence
 from llm_service.runner.sampling.adjustments import Adjustments, has_penalty
 from llm_service.runner.sampling.draws import Draws
+from llm_service.runner.sampling.measures import measure, silences
 from llm_service.runner.sampling.rules import TokenMasks, has_rules, is_led
 from llm_service.runner.transfer import to_device
 
@@ -45,6 +46,7 @@ class Sampler:
             gives a failure; the other rows are not touched by it.
         """
         raw = _raw_rows(logits, sequences)
+        silence = silences(logits, sequences)
         self._adjustments.apply(logits, sequences)
         self._masks.apply(logits, sequences)
         ids = greedy_ids(logits)
@@ -53,6 +55,7 @@ class Sampler:
         tokens = sampled_tokens(sequences, ids.tolist())
         if raw is not None:
             _report(tokens, sequences, raw)
+        measure(tokens, sequences, logits, silence)
         return tokens
 
     def _replace_random(self, logits: torch.Tensor, sequences: Rows[Sequence], ids: torch.Tensor) -> None:
@@ -75,6 +78,7 @@ def is_plain(sequence: Sequence) -> bool:
     return (
         settings.temperature <= 0
         and settings.top_logprobs is None
+        and not settings.measured
         and not settings.logit_bias
         and not has_penalty(settings)
         and not sequence.masked_token_ids

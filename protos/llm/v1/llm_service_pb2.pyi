@@ -85,6 +85,7 @@ class GenerateRequest(_message.Message):
     TOKEN_TIMES_FIELD_NUMBER: _builtins.int
     ENCODER_PROMPT_FIELD_NUMBER: _builtins.int
     DELTAS_MAY_WAIT_FIELD_NUMBER: _builtins.int
+    SPEECH_MEASURES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Served model name, or empty for the one that is served."""
     request_id: _builtins.str
@@ -105,6 +106,11 @@ class GenerateRequest(_message.Message):
     deltas_may_wait: _builtins.bool
     """The caller shows nothing before the end: deltas between a choice's first and
     last may come late, by about 0.1 s, and joined. Ignored beside stop strings.
+    """
+    speech_measures: _builtins.bool
+    """Tell in each `finish` how sure the model is of its answer; see
+    Finish.speech_measures. With `transcription` alone. Language, task and times come
+    first in the answer then, those that were said too.
     """
     @_builtins.property
     def conversation(self) -> Global___Conversation:
@@ -158,10 +164,11 @@ class GenerateRequest(_message.Message):
         token_times: _builtins.bool = ...,
         encoder_prompt: Global___RawPrompt | None = ...,
         deltas_may_wait: _builtins.bool = ...,
+        speech_measures: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "conversation", b"conversation", "encoder_prompt", b"encoder_prompt", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "top_logprobs", b"top_logprobs", "transcription", b"transcription"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "conversation", b"conversation", "deltas_may_wait", b"deltas_may_wait", "encoder_prompt", b"encoder_prompt", "media", b"media", "model", b"model", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "token_times", b"token_times", "top_logprobs", b"top_logprobs", "transcription", b"transcription"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "conversation", b"conversation", "deltas_may_wait", b"deltas_may_wait", "encoder_prompt", b"encoder_prompt", "media", b"media", "model", b"model", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "speech_measures", b"speech_measures", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids", "token_times", b"token_times", "top_logprobs", b"top_logprobs", "transcription", b"transcription"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
     _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015
@@ -701,6 +708,7 @@ class Finish(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
     TASK_ANSWER_FIELD_NUMBER: _builtins.int
+    SPEECH_MEASURES_FIELD_NUMBER: _builtins.int
     choice_index: _builtins.int
     reason: Global___FinishReason.ValueType
     stop_string: _builtins.str
@@ -728,6 +736,10 @@ class Finish(_message.Message):
         Empty where not asked for.
         """
 
+    @_builtins.property
+    def speech_measures(self) -> Global___SpeechMeasures:
+        """How sure the model is of a transcription. Set where asked for."""
+
     def __init__(
         self,
         *,
@@ -739,16 +751,50 @@ class Finish(_message.Message):
         timings: Global___Timings | None = ...,
         token_seconds: _abc.Iterable[_builtins.float] | None = ...,
         task_answer: _builtins.str = ...,
+        speech_measures: Global___SpeechMeasures | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["speech_measures", b"speech_measures", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "reason", b"reason", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "task_answer", b"task_answer", "timings", b"timings", "token_seconds", b"token_seconds", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "reason", b"reason", "speech_measures", b"speech_measures", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "task_answer", b"task_answer", "timings", b"timings", "token_seconds", b"token_seconds", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_stopped_by: _TypeAlias = _typing.Literal["stop_string", "stop_token_id"]  # noqa: Y015
     _WhichOneofArgType_stopped_by: _TypeAlias = _typing.Literal["stopped_by", b"stopped_by"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_stopped_by) -> _WhichOneofReturnType_stopped_by | None: ...
 
 Global___Finish: _TypeAlias = Finish  # noqa: Y015
+
+@_typing.final
+class SpeechMeasures(_message.Message):
+    """What Whisper's authors judge an answer by."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NO_SPEECH_PROBABILITY_FIELD_NUMBER: _builtins.int
+    MEAN_LOGPROB_FIELD_NUMBER: _builtins.int
+    no_speech_probability: _builtins.float
+    """The probability, in the model's raw distribution where its turn begins, that
+    nobody speaks. Unset where the checkpoint has no token for that.
+    """
+    mean_logprob: _builtins.float
+    """Mean natural logarithm of the probability of the answer's tokens, the one that
+    ends it included, among those that may be chosen, temperature left aside. What
+    the prompt had left open does not count.
+    """
+    def __init__(
+        self,
+        *,
+        no_speech_probability: _builtins.float | None = ...,
+        mean_logprob: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_no_speech_probability", b"_no_speech_probability", "no_speech_probability", b"no_speech_probability"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_no_speech_probability", b"_no_speech_probability", "mean_logprob", b"mean_logprob", "no_speech_probability", b"no_speech_probability"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__no_speech_probability: _TypeAlias = _typing.Literal["no_speech_probability"]  # noqa: Y015
+    _WhichOneofArgType__no_speech_probability: _TypeAlias = _typing.Literal["_no_speech_probability", b"_no_speech_probability"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__no_speech_probability) -> _WhichOneofReturnType__no_speech_probability | None: ...
+
+Global___SpeechMeasures: _TypeAlias = SpeechMeasures  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
