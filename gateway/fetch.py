@@ -112,7 +112,7 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
         # One forbidden address among several is enough: a name that mixes them
         # is how a rebinding attack looks.
         if not self._private and not all(is_public(address) for address in addresses):
-            raise MediaFetchError("The media URL's host is not allowed.", code="media_host_not_allowed")
+            raise _not_allowed()
         return addresses
 
     async def sleep(self, seconds: float) -> None:
@@ -194,7 +194,7 @@ class Fetcher:
         if url.userinfo:
             raise MediaFetchError("The media URL must not contain a user name or password.")
         if self._limits.domains and url.host.lower() not in self._limits.domains:
-            raise MediaFetchError("The media URL's host is not allowed.", code="media_host_not_allowed")
+            raise _not_allowed()
         return url
 
     async def _get(self, url: httpx.URL, take: Take, limit: int) -> bytes | _Redirect:
@@ -252,3 +252,11 @@ def _check_answer(status: int, fields: dict[bytes, bytes]) -> None:
 
 def _too_large(limit: int) -> PerceptError:
     return MediaTooLargeError(f"The media file is larger than {limit} bytes.")
+
+
+def _not_allowed() -> MediaFetchError:
+    """The same for every reason, so that nobody learns which addresses a name has."""
+    return MediaFetchError(
+        "The media URL's host is not allowed (see --allowed-media-domains and --allow-private-media).",
+        code="media_host_not_allowed",
+    )

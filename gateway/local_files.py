@@ -68,4 +68,7 @@ def _read(descriptor: int, max_byte_count: int, take: Take) -> bytes:
 
 
 def _denied() -> MediaFetchError:
-    return MediaFetchError("The file cannot be read.", code="media_file_not_allowed")
+    return MediaFetchError(
+        "The file cannot be read. Only files below --allowed-local-media-path can, where it is set.",
+        code="media_file_not_allowed",
+    )

@@ -39,8 +39,9 @@ device = "cpu"
 
 _UP_NOTE = """\
 `percept up` also takes every setting of the services below and hands it to those that have it. It decides
-{decided} itself: inner services listen on free loopback ports, the encoders share a third of the cores
-(`--encoder-threads`), and the LLMs share the others (`--llm-threads`), one at least each.
+{decided} itself: inner services listen on free loopback ports; encoders and LLMs each have all cores,
+evenly divided among the encoders (`--encoder-threads`) and among the LLMs (`--llm-threads`), one at least
+each, and share them by who computes at the time.
 """
 
 

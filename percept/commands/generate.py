@@ -89,7 +89,7 @@ async def _run(
 def _tell(counts: Counts, present_count: int) -> None:
     told = [f"{counts.answered} answered", f"{present_count} were there"]
     if counts.failed:
-        told.append(f"{counts.failed} failed")
+        told.append(f"{counts.failed} failed: the output has their errors, --retry-failed asks again")
     print(", ".join(told), file=sys.stderr)
     if counts.failed:
         raise SystemExit(1)

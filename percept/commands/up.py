@@ -16,6 +16,7 @@ from percept.commands.serve import read_config, refuse
 from percept.launcher.console import UpConsole
 from percept.launcher.plan import Plan, make_plan
 from percept.launcher.ready import ready_line
+from percept.launcher.served import served_modalities
 from percept.launcher.supervisor import ServiceDiedError, Supervisor
 from percept.options import fields_of, with_options
 from percept.services import SERVICES
@@ -70,7 +71,7 @@ async def run_plan(plan: Plan, start_timeout_s: float) -> int:
 async def _live(plan: Plan, supervisor: Supervisor, console: UpConsole) -> None:
     await supervisor.start()
     console.end_bars()
-    console.say(ready_line(plan))
+    console.say(ready_line(plan, await served_modalities(plan)))
     await supervisor.watch()
 
 

@@ -43,10 +43,10 @@ class PixelBounds:
         given = _given(settings)
         most = given.get("max_pixels", self.most)
         least = given.get("min_pixels", min(self.least, most))
-        if not least <= most <= self.most:
-            raise InvalidRequestError(
-                f"min_pixels <= max_pixels <= {self.most} does not hold: {least}, {most}"
-            )
+        if most > self.most:
+            raise InvalidRequestError(f"max_pixels is {most}; this model takes at most {self.most}")
+        if least > most:
+            raise InvalidRequestError(f"min_pixels is {least}, which is more than max_pixels, {most}")
         return PixelBounds(least, most)
 
     def shared(

@@ -9,7 +9,7 @@ import pytest
 
 from percept.launcher.plan import Plan, make_plan, split_cores
 from percept.launcher.process import service_environment
-from percept.launcher.ready import EXAMPLE_REQUEST, example_command, ready_line
+from percept.launcher.ready import EXAMPLE_RECORDING, EXAMPLE_REQUEST, example_command, ready_line
 from percept.up_settings import UpSettings
 from shared.settings import ConfigFile, SettingsError
 from tests.stack import free_port
@@ -120,6 +120,16 @@ def test_the_ready_line_names_a_request_that_exists_from_here(
     assert "secret" not in example_command(plan)
     assert "$PERCEPT_API_KEY" in example_command(plan)
     assert "\n" not in ready_line(plan)
+
+
+def test_a_model_that_only_hears_is_asked_about_a_voice(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of({})
+    monkeypatch.chdir(repository)
+    assert example_command(plan, {"audio"}).endswith("/v1/audio/transcriptions -F file=@examples/voice.wav")
+    assert EXAMPLE_RECORDING.is_file()
+    assert example_command(plan, {"audio", "image"}) == example_command(plan, {"image"})
 
 
 def test_an_address_of_another_machine_is_not_called_a_port_in_use() -> None:
