@@ -36,8 +36,8 @@ def embedding_service(servicer: EmbeddingServicer) -> ServiceRegistration:
             request_deserializer=read_put_frame,
             response_serializer=pb.PutEmbeddingsResponse.SerializeToString,
         )
-        handler = grpc.method_handlers_generic_handler(_SERVICE.full_name, {"PutEmbeddings": put})
-        server.add_generic_rpc_handlers((handler,))
+        answering = grpc.method_handlers_generic_handler(_SERVICE.full_name, {"PutEmbeddings": put})
+        server.add_generic_rpc_handlers((answering,))
 
     return ServiceRegistration(_SERVICE.full_name, register)
 
