@@ -33,7 +33,9 @@ from encoder_service.settings import EncoderSettings
 from encoder_service.splitting import Splitting
 from encoder_service.upload import MODALITIES, UploadRules
 from protos.encoder.v1 import encoder_service_pb2, encoder_service_pb2_grpc
+from shared.build_faults import faults_of
 from shared.checkpoint import configured_dtype, find_checkpoint
+from shared.errors import BadMediaError
 from shared.families import load_family
 from shared.families.base import Checkpoint, Family, Features, Modality, Tower
 from shared.families.load_progress import reporting_to
@@ -95,11 +97,12 @@ async def running(settings: EncoderSettings) -> AsyncIterator[tuple[RunningServe
     stopwatch = Stopwatch()
     logger.info("loading encoder of %s", settings.model)
     checkpoint = await asyncio.to_thread(find_checkpoint, settings.model, settings.model_parts)
-    family = load_family(checkpoint)
     async with AsyncExitStack() as stack:
-        parts, encoder = await _started_parts(stack, settings, checkpoint, family)
-        logger.info("loading encoder 100 %: a first item on its way")
-        await _warm_up(parts.pool, encoder, family.modalities)
+        with faults_of(checkpoint.folder, "encoder"):
+            family = load_family(checkpoint)
+            parts, encoder = await _started_parts(stack, settings, checkpoint, family)
+            logger.info("loading encoder 100 %: first items on their way")
+            await _warm_up(parts.pool, encoder, family.modalities)
         names = settings.served_model_name or (settings.model,)
         model = ServedModel(names[0], family.model_type, encoder.hidden_size)
         rules = UploadRules(
@@ -211,13 +214,19 @@ def _device(settings: EncoderSettings) -> str:
 
 
 async def _warm_up(pool: WorkerPool, encoder: Encoder, modalities: Collection[Modality]) -> None:
-    """Sends one item all the way, so that the first caller does not pay for what comes once."""
-    job, payload = (
-        (Job("file", settings=""), _grey_picture())
-        if "image" in modalities
-        else (Job("file", settings="", modality="audio"), _silence())
-    )
-    features = await pool.run(job, payload)
+    """Sends an item of each kind all the way, so that the first caller does not pay for what comes once."""
+    if "image" in modalities:
+        await _send_first(pool, encoder, Job("file", settings=""), _grey_picture())
+    if "audio" in modalities:
+        await _send_first(pool, encoder, Job("file", settings="", modality="audio"), _silence())
+
+
+async def _send_first(pool: WorkerPool, encoder: Encoder, job: Job, payload: bytes) -> None:
+    try:
+        features = await pool.run(job, payload)
+    except BadMediaError as error:
+        # What we drew ourselves is not bad: it is how the checkpoint wants it to be taken.
+        raise ValueError(f"the first {job.modality} failed: {error.message}") from error
     assert isinstance(features, Features), "a file becomes features"
     await encoder.run([features])
 

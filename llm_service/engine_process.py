@@ -37,6 +37,7 @@ from llm_service.engine.messages import (
     ToFront,
 )
 from llm_service.engine_inbox import EngineInbox, FrontGoneError
+from shared.build_faults import faults_of
 from shared.collection import keep_loaded
 from shared.errors import InvalidRequestError, PerceptError
 from shared.kernels.build import build_early
@@ -94,12 +95,14 @@ class EngineProcess:
 
     def _start(self, load_runner: LoadRunner) -> Engine:
         try:
-            runner = load_runner(self._settings, self._report_progress)
-            _check_length(self._settings.max_model_len, runner.context_length)
+            with faults_of(self._settings.model, "language model"):
+                runner = load_runner(self._settings, self._report_progress)
+                _check_length(self._settings.max_model_len, runner.context_length)
+                runner.warm_up()
         except PerceptError as error:
+            # The front says it, in one line.
             self._send([LoadFailed(error.message)])
-            raise
-        runner.warm_up()
+            end_process(1)
         engine = self._build_engine(runner)
         keep_loaded()
         ready = EngineReady(

@@ -29,6 +29,7 @@ from llm_service.servicer import LlmServicer, ModelFacts
 from llm_service.settings import DEFAULT_ITEM_LIMIT, LlmSettings
 from llm_service.text_tokenizer import TextTokenizer
 from protos.llm.v1 import llm_service_pb2, llm_service_pb2_grpc
+from shared.build_faults import faults_of
 from shared.checkpoint import find_checkpoint
 from shared.collection import keep_loaded
 from shared.errors import UnavailableError
@@ -101,14 +102,15 @@ async def running(settings: LlmSettings, stopping: asyncio.Event) -> AsyncIterat
     """
     stopwatch = Stopwatch()
     checkpoint = await asyncio.to_thread(find_checkpoint, settings.model, settings.model_parts)
-    family = load_family(checkpoint)
+    with faults_of(checkpoint.folder, "language model"):
+        family = load_family(checkpoint)
+        prompts, facts = await asyncio.to_thread(_prompts_and_facts, settings, checkpoint, family)
     budget = int(settings.embedding_store_gib * _GIB)
     arena = EmbeddingArena.create(budget * VIRTUAL_FACTOR, min(_KEPT_BYTES, budget))
     engine = EngineClient(
         engine_settings(settings, checkpoint), arena, step_timeout_s=settings.step_timeout_s
     )
     store = EmbeddingStore(arena, budget, engine.send, asyncio.get_running_loop().time)
-    prompts, facts = await asyncio.to_thread(_prompts_and_facts, settings, checkpoint, family)
     parts = GenerationParts(prompts, store, engine, Admission(settings.max_pending_requests))
     server = _build_server(settings, parts, facts)
     port = await server.start(settings.listen)

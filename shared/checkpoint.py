@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from shared.families.base import Checkpoint
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_PATTERNS = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
 """Files to fetch from the hub: never *.bin or *.py, which would be executed."""
+
+_LAYER_COUNT = re.compile(r"(?:^|_)(?:layers?|blocks|depth)$")
+_MAX_LAYER_COUNT = 10_000
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -57,6 +60,7 @@ def read_checkpoint(folder: Path, part_folders: Sequence[str] = ()) -> Checkpoin
     if not (folder / "config.json").is_file():
         raise InvalidRequestError(f"{folder} holds no config.json, so it is no checkpoint")
     config = _read_object(folder / "config.json")
+    _check_layer_counts(folder / "config.json", config)
     generation = folder / "generation_config.json"
     checkpoint = Checkpoint(
         folder,
@@ -125,6 +129,21 @@ def names_in(file: Path) -> list[str]:
             return list(tensors.keys())
     except SafetensorError as error:
         raise InvalidRequestError(f"{file} is no safetensors file: {error}") from error
+
+
+def _check_layer_counts(file: Path, part: Mapping[str, Any], path: str = "") -> None:
+    """Refuses what would be built without end, before any library begins with it.
+
+    Raises:
+        InvalidRequestError: a part of the model has more layers than any has.
+    """
+    for name, value in part.items():
+        if isinstance(value, dict):
+            _check_layer_counts(file, value, f"{path}{name}.")
+        elif isinstance(value, int) and value > _MAX_LAYER_COUNT and _LAYER_COUNT.search(name):
+            raise InvalidRequestError(
+                f"{file}: {path}{name} is {value}; a number of layers is at most {_MAX_LAYER_COUNT}"
+            )
 
 
 def _read_object(file: Path) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def load_half(
         read_apart: ends of names in the files that are passed over here, as the caller reads them.
 
     Raises:
-        InvalidRequestError: a tensor is missing, unknown or of a wrong shape.
+        InvalidRequestError: a tensor is missing, unknown, of a wrong shape or not finite.
     """
     with _parameters_without_memory():
         module = build()
@@ -168,9 +168,29 @@ def _read(
                             value = fit(value, wanted[name].shape)
                     _check_shape(stored_name, value, wanted[name])
                     # A copy: a view into the mapped file would keep the file's pages.
-                    yield name, value.to(device=device, dtype=dtype, copy=True)
+                    value = value.to(device=device, dtype=dtype, copy=True)
+                    check_finite(f"{file} holds {stored_name}, which", value)
+                    yield name, value
                     read_count += wanted[name].numel()
                     report(read_count / element_count)
+
+
+def check_finite(named: str, value: torch.Tensor) -> None:
+    """Refuses weights that no model can compute with.
+
+    Args:
+        named: the subject of the sentence about it.
+        value: as it will be computed with: a number may be beyond its new element type.
+
+    Raises:
+        InvalidRequestError: a number of it is infinite or none.
+    """
+    # A sum costs a tenth of the copy, the exact answer three times as much as that.
+    if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
+        raise InvalidRequestError(
+            f"{named} has numbers that are not finite in {str(value.dtype).removeprefix('torch.')}; the file"
+            " is damaged, or --dtype is too narrow for it"
+        )
 
 
 def _check_shape(name: str, value: torch.Tensor, wanted: torch.Tensor) -> None:

@@ -18,6 +18,7 @@ from shared.errors import InvalidRequestError
 from shared.families import load_family, supported_model_types
 from shared.families.base import Family
 from shared.families.load_progress import reporting_to
+from shared.families.weights import check_finite
 from tests.checkpoints import build_tiny
 from tests.families.parts.names import newer_name, with_wrapped_tower
 
@@ -195,6 +196,17 @@ def test_quantised_weights_are_refused(tiny: Build, tmp_path: Path) -> None:
     )
     with pytest.raises(InvalidRequestError, match="quantised"):
         load(folder, "language")
+
+
+def test_weights_beyond_their_element_type_are_refused() -> None:
+    for number, dtype in ((float("inf"), torch.float32), (float("nan"), torch.bfloat16)):
+        with pytest.raises(InvalidRequestError, match=r"^a has numbers that are not finite in (b?)float"):
+            check_finite("a", torch.tensor([1.0, number], dtype=dtype))
+    with pytest.raises(InvalidRequestError, match="--dtype is too narrow"):
+        check_finite("a", torch.tensor([1.0, 1e5]).half())
+    # Their sum is beyond float16; they are not.
+    check_finite("a", torch.full((4,), 6e4).half())
+    check_finite("a", torch.zeros(0))
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "llava"])
