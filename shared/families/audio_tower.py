@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from shared.kernels.blocks import BlockWeights
+    from shared.kernels.convolution import KernelConvolution
     from shared.kernels.library import Team
     from shared.kernels.masked_block import MaskedBlock
 
@@ -42,6 +43,7 @@ class AudioEncoder:
         self._by_segments = False
         self._on_kernels = False
         self._masked_blocks: list[MaskedBlock] = []
+        self._convolutions: list[KernelConvolution] = []
 
     def use_segments(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Makes every layer attend in one call to all clips, where the device has a kernel for it."""
@@ -51,12 +53,15 @@ class AudioEncoder:
         return self._by_segments
 
     def use_kernels(self, team: Team) -> bool:
-        """See `Tower`. The layers; convolutions stay with torch."""
+        """See `Tower`. The layers and the convolutions before them."""
         from shared.kernels.blocks import KernelBlock, Workspace, obstacle
+        from shared.kernels.convolution import KernelConvolution
         from shared.kernels.masked_block import MaskedBlock
+        from shared.kernels.operation import Activation
 
         layers: list[Any] = list(self._module.layers)
-        reason = obstacle(layers, self._config.activation_function)
+        convolutions = (self._module.conv1, self._module.conv2)
+        reason = obstacle([*layers, *convolutions], self._config.activation_function)
         if reason is not None:
             logger.info("torch computes this tower: %s", reason)
             return False
@@ -65,6 +70,7 @@ class AudioEncoder:
             weights = block_weights(layer, self._config.activation_function, team)
             layer.forward = KernelBlock(weights, workspace).run_segments
             self._masked_blocks.append(MaskedBlock(weights, team))
+        self._convolutions = [KernelConvolution(team, each, Activation.GELU) for each in convolutions]
         self._on_kernels = True
         return True
 
@@ -125,15 +131,25 @@ class AudioEncoder:
 
     def _started(self, clip: torch.Tensor, count: int) -> torch.Tensor:
         """Rows (count, width) as they enter the first layer."""
-        from torch.nn import functional
-
         module = self._module
         weight = module.conv1.weight
-        hidden = functional.gelu(module.conv1(clip.to(weight.device, weight.dtype)[None]))
-        hidden = functional.gelu(module.conv2(hidden))[0].transpose(0, 1)
+        hidden = self._convolved(clip.to(weight.device, weight.dtype))
         assert count <= len(hidden), "a row is two frames"
         rows: torch.Tensor = hidden[:count] + module.embed_positions.weight[:count]
         return rows
+
+    def _convolved(self, clip: torch.Tensor) -> torch.Tensor:
+        """(mels, frames) to (rows, width)."""
+        from torch.nn import functional
+
+        if self._convolutions:
+            rows = clip.T
+            for convolution in self._convolutions:
+                rows = convolution(rows)
+            return rows
+        hidden = functional.gelu(self._module.conv1(clip[None]))
+        convolved: torch.Tensor = functional.gelu(self._module.conv2(hidden))[0].T
+        return convolved
 
     def _together(self, starts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         import torch

@@ -16,7 +16,9 @@
 namespace percept {
 
 constexpr int KEYS = 4 * PANEL;  // keys of one block of scores
+constexpr int STRIDE = 2 * KEYS; // from one row of scores or weights to the next: two blocks of rows lie side by side
 constexpr int64_t QUERIES = 192; // rows that are multiplied with it at a time, of all heads that share it
+constexpr int64_t MOST_QUERIES = 8 * QUERIES; // for which keys are packed once
 constexpr float LOG2_E = 1.44269504088896341f;
 
 struct Attention {
@@ -37,45 +39,66 @@ struct Attention {
     float scale;
 
     int64_t group() const { return heads / key_heads; }
-    int64_t tile_rows() const { return std::max<int64_t>(1, QUERIES / group()); }
     int64_t rows_of(int64_t sequence) const { return starts[sequence + 1] - starts[sequence]; }
-    int64_t tiles_of(int64_t sequence) const { return (rows_of(sequence) + tile_rows() - 1) / tile_rows(); }
+};
+
+// How sequences are cut into tiles of rows: large ones, as each packs its keys anew, but enough for all threads.
+class Tiling {
+  public:
+    Tiling(const Attention &attention, int64_t least) : attention_(attention) {
+        int64_t all = attention.starts[attention.sequences] - attention.starts[0], group = attention.group();
+        int64_t shared_out = all * attention.key_heads / least;
+        rows_ = std::clamp(shared_out, std::max<int64_t>(1, QUERIES / group), std::max<int64_t>(1, MOST_QUERIES / group));
+    }
+
+    int64_t rows() const { return rows_; }
+    int64_t tiles_of(int64_t sequence) const { return (attention_.rows_of(sequence) + rows_ - 1) / rows_; }
+    int64_t tiles() const {
+        int64_t count = 0;
+        for (int64_t sequence = 0; sequence < attention_.sequences; sequence++) count += tiles_of(sequence);
+        return count;
+    }
+
+  private:
+    const Attention &attention_;
+    int64_t rows_;
 };
 
 // Finds the sequence and tile of rising item numbers.
 class TileCursor {
   public:
-    explicit TileCursor(const Attention &attention) : attention_(attention) {}
+    TileCursor(const Attention &attention, const Tiling &tiling) : attention_(attention), tiling_(tiling) {}
 
     bool seek(int64_t tile) {
-        while (sequence_ < attention_.sequences && tile >= base_ + attention_.tiles_of(sequence_)) {
-            base_ += attention_.tiles_of(sequence_++);
+        while (sequence_ < attention_.sequences && tile >= base_ + tiling_.tiles_of(sequence_)) {
+            base_ += tiling_.tiles_of(sequence_++);
         }
         tile_ = tile - base_;
         return sequence_ < attention_.sequences;
     }
 
     int64_t sequence() const { return sequence_; }
-    int64_t first() const { return tile_ * attention_.tile_rows(); }
+    int64_t first() const { return tile_ * tiling_.rows(); }
+    int64_t count() const { return std::min(tiling_.rows(), attention_.rows_of(sequence_) - first()); }
 
   private:
     const Attention &attention_;
+    const Tiling &tiling_;
     int64_t sequence_ = 0, base_ = 0, tile_ = 0;
 };
 
-// One tile: up to `tile_rows` rows of one sequence and all heads that share a key head.
+// One tile: some rows of one sequence and all heads that share a key head.
 template <typename Type>
 class TileAttention {
     typedef typename Type::Element Element;
 
   public:
-    TileAttention(const Attention &attention, int64_t sequence, int64_t head, int64_t first)
-        : a_(attention), sequence_(sequence), head_(head), first_(first) {
-        count_ = std::min(a_.tile_rows(), a_.rows_of(sequence) - first);
+    TileAttention(const Attention &attention, const TileCursor &cursor, int64_t head)
+        : a_(attention), sequence_(cursor.sequence()), head_(head), first_(cursor.first()), count_(cursor.count()) {
         rows_ = count_ * a_.group();
         memory_rows_ = (rows_ + TILE - 1) / TILE * TILE; // those beyond hold whatever it was, and are never read
-        length_ = a_.lengths ? a_.lengths[sequence] : a_.rows_of(sequence);
-        before_ = length_ - a_.rows_of(sequence) + first; // keys before the tile's first row
+        length_ = a_.lengths ? a_.lengths[sequence_] : a_.rows_of(sequence_);
+        before_ = length_ - a_.rows_of(sequence_) + first_; // keys before the tile's first row
         panels_ = (a_.width + PANEL - 1) / PANEL;
     }
 
@@ -85,9 +108,7 @@ class TileAttention {
             int64_t count = std::min<int64_t>(KEYS, end() - key);
             pack_keys(key, count);
             pack_values(key, count);
-            score();
-            for (int64_t row = 0; row < rows_; row++) weigh(row, key, count);
-            gather_values(count);
+            look(key, count);
         }
         write();
     }
@@ -127,8 +148,9 @@ class TileAttention {
             return at;
         };
         int64_t depth = units_of<Type>(a_.width), pairs = units_of<Type>(KEYS);
-        int64_t queries = reserve(memory_rows_ * a_.width * element), weights = reserve(memory_rows_ * KEYS * element);
-        int64_t scores = reserve(memory_rows_ * KEYS * 4), sums = reserve(memory_rows_ * panels_ * PANEL * 4);
+        int64_t queries = reserve(memory_rows_ * a_.width * element), sums = reserve(memory_rows_ * panels_ * PANEL * 4);
+        int64_t at_a_time = std::clamp(memory_rows_, 2 * TILE, QUERIES);
+        int64_t scores = reserve(at_a_time * STRIDE * 4), weights = reserve(at_a_time * STRIDE * element);
         int64_t keys = reserve(KEYS / PANEL * depth * 128), values = reserve(panels_ * pairs * 128);
         int64_t most = reserve(rows_ * 4), total = reserve(rows_ * LANES * 4);
         if ((int64_t)memory.size() < lines) memory.resize(lines);
@@ -174,20 +196,18 @@ class TileAttention {
             const Element *at = found[key];
             for (TileAttention &head : heads) {
                 for (int64_t row = 0; row < rows; row++) {
-                    head.scores_[row * KEYS + key] = product<Type>(head.queries_ + row * width, at, width);
+                    head.scores_[row * STRIDE + key] = product<Type>(head.queries_ + row * width, at, width);
                 }
                 at += width;
             }
         }
-        for (TileAttention &head : heads) {
-            for (int64_t row = 0; row < rows; row++) head.weigh(row, first, count);
-        }
+        for (TileAttention &head : heads) Weighing(head, {first, count}, 0, rows, head.scores_, head.weights_).finish();
         heads[0].find(heads[0].a_.value, first, count, found);
         for (int64_t key = 0; key < count; key++) {
             const Element *at = found[key];
             for (TileAttention &head : heads) {
                 for (int64_t row = 0; row < rows; row++) {
-                    float weight = Type::widen(head.weights_[row * KEYS + key]);
+                    float weight = Type::widen(head.weights_[row * STRIDE + key]);
                     add_weighted<Type>(weight, at, width, head.sums_ + row * stride);
                 }
                 at += width;
@@ -250,63 +270,207 @@ class TileAttention {
     }
 #endif
 
-    // Products of all rows with one panel, to `sums` or added to them; from one row to the next are `stride` floats.
-    template <bool ADDS>
-    void multiply(const Element *rows, int64_t depth, const Words *panel, int64_t units, float *sums, int64_t stride) {
+    // Rows of the tile that see any of a block of keys: from the first to the end.
+    int64_t first_that_sees(int64_t key) const {
+        return a_.causal ? std::clamp<int64_t>((key - before_) * a_.group(), 0, rows_) : 0;
+    }
+    int64_t end_of_those_that_see(int64_t last_key) const {
+        return a_.window ? std::clamp<int64_t>((last_key + a_.window - before_) * a_.group(), 0, rows_) : rows_;
+    }
+
+    // All rows that see any of a block's keys, block by block of rows.
+    void look(int64_t key, int64_t count) {
+        int64_t first = first_that_sees(key), end = end_of_those_that_see(key + count - 1);
 #if defined(PERCEPT_TILES)
         if constexpr (std::is_same_v<Type, BFloat16>) {
-            if (has_tiles()) return multiply_tiles_into<ADDS>(rows, depth, memory_rows_, panel, units, sums, stride);
+            if (has_tiles()) return look_on_tiles(first / TILE * TILE, end, key, count);
         }
 #endif
-        multiply_panel<Type>(rows, depth, rows_, panel, units, false, [&](int64_t row, Floats low, Floats high) {
-            float *at = sums + row * stride;
-            store_vector(at, ADDS ? load_vector<Floats>(at) + low : low);
-            store_vector(at + LANES, ADDS ? load_vector<Floats>(at + LANES) + high : high);
-        });
+        for (; first < end; first += QUERIES) {
+            int64_t rows = std::min(QUERIES, end - first);
+            score(first, rows);
+            Weighing(*this, {key, count}, first, rows, scores_, weights_).finish();
+            gather_values(first, rows, count);
+        }
     }
 
-    void score() {
+    void score(int64_t first, int64_t rows) {
         int64_t units = units_of<Type>(a_.width);
         for (int panel = 0; panel < KEYS / PANEL; panel++) {
-            multiply<false>(queries_, a_.width, keys_ + panel * units * 2, units, scores_ + panel * PANEL, KEYS);
+            multiply_panel<Type>(queries_ + first * a_.width, a_.width, rows, keys_ + panel * units * 2, units, false,
+                                 [&](int64_t row, Floats low, Floats high) {
+                                     float *at = scores_ + row * STRIDE + panel * PANEL;
+                                     store_vector(at, low);
+                                     store_vector(at + LANES, high);
+                                 });
         }
     }
 
-    // Scores of one row, not yet scaled, to weights, relative to the greatest score so far.
-    void weigh(int64_t row, int64_t first, int64_t count) {
-        int64_t position = before_ + row / a_.group(); // the row's own key
-        int64_t end = a_.causal ? std::min(count, position + 1 - first) : count;
-        int64_t begin = a_.window ? std::max<int64_t>(0, position + 1 - a_.window - first) : 0;
-        const float *scores = scores_ + row * KEYS;
-        Element *weights = weights_ + row * KEYS;
-        Floats masked[KEYS / LANES], most = all(-INFINITY);
-        for (int part = 0; part < KEYS / LANES; part++) {
-            masked[part] = load_vector<Floats>(scores + part * LANES);
-            if (begin > part * LANES || end < (part + 1) * LANES) {
-                Ints key = lanes() + part * LANES;
-                masked[part] = select((key >= (int32_t)begin) & (key < (int32_t)end), masked[part], all(-INFINITY));
-            }
-            most = maximum(most, masked[part]);
+    void gather_values(int64_t first, int64_t rows, int64_t count) {
+        for (int64_t panel = 0; panel < panels_; panel++) {
+            float *sums = sums_ + first * panels_ * PANEL + panel * PANEL;
+            multiply_panel<Type>(weights_, STRIDE, rows, values_of(panel), units_of<Type>(count), false,
+                                 [&](int64_t row, Floats low, Floats high) {
+                                     float *at = sums + row * panels_ * PANEL;
+                                     store_vector(at, load_vector<Floats>(at) + low);
+                                     store_vector(at + LANES, load_vector<Floats>(at + LANES) + high);
+                                 });
         }
-        float greatest = std::max(most_[row], largest(most));
+    }
+
+    const Words *values_of(int64_t panel) const { return values_ + panel * units_of<Type>(KEYS) * 2; }
+
+#if defined(PERCEPT_TILES)
+    static constexpr int64_t ROWS = 2 * TILE; // that tiles multiply at a time
+
+    // Multiplications of 32 rows last about as long as the softmax of as many on the processor's other units. So each
+    // turn scores 32 rows and gathers values for those two blocks before them, and weighs the ones between: a row
+    // after every other multiplication, as the processor looks only some hundred instructions ahead.
+    void look_on_tiles(int64_t first, int64_t end, int64_t key, int64_t count) {
+        take_tiles(TILE);
+        int64_t blocks = (end - first + ROWS - 1) / ROWS;
+        end = std::min(rows_, first + blocks * ROWS); // none is gathered for that was not weighed
+        int64_t steps = 2 * (KEYS / PANEL * steps_of(a_.width) + panels_ * steps_of(count));
+        for (int64_t turn = 0; turn < blocks + 2; turn++) {
+            int64_t weighed = first + (turn - 1) * ROWS, rows = turn >= 1 ? std::clamp<int64_t>(end - weighed, 0, ROWS) : 0;
+            Weighing weighing(*this, {key, count}, weighed, rows, scores_of(turn - 1), weights_of(turn - 1));
+            auto between = [&] { weighing.go(steps); };
+            if (turn < blocks) score_on_tiles(turn, first + turn * ROWS, between);
+            if (turn >= 2) gather_on_tiles(turn - 2, first + (turn - 2) * ROWS, count, between);
+            weighing.finish();
+        }
+    }
+
+    static int64_t steps_of(int64_t depth) { return (units_of<Type>(depth) + TILE - 1) / TILE; }
+
+    // Of 32 rows; those of the next block are written while these are read.
+    float *scores_of(int64_t block) const { return scores_ + (block & 1) * KEYS; }
+    Element *weights_of(int64_t block) const { return weights_ + (block & 1) * KEYS; }
+
+    template <typename Between>
+    void score_on_tiles(int64_t block, int64_t row, Between &&between) {
+        int64_t units = units_of<Type>(a_.width);
+        for (int64_t panel = 0; panel < KEYS / PANEL; panel++) {
+            TilePanel keys(keys_ + panel * units * 2, units);
+            const char *queries = (const char *)(queries_ + row * a_.width);
+            float *scores = scores_of(block) + panel * PANEL;
+            if (memory_rows_ - row > TILE) keys.multiply<2>(queries, a_.width * 2, scores, STRIDE * 4, between);
+            else keys.multiply<1>(queries, a_.width * 2, scores, STRIDE * 4, between);
+        }
+    }
+
+    template <typename Between>
+    void gather_on_tiles(int64_t block, int64_t row, int64_t count, Between &&between) {
+        for (int64_t panel = 0; panel < panels_; panel++) {
+            TilePanel values(values_of(panel), units_of<Type>(count));
+            const char *weights = (const char *)weights_of(block);
+            float *sums = sums_ + row * panels_ * PANEL + panel * PANEL;
+            int64_t stride = panels_ * PANEL * 4;
+            if (memory_rows_ - row > TILE) values.multiply<2, true>(weights, STRIDE * 2, sums, stride, between);
+            else values.multiply<1, true>(weights, STRIDE * 2, sums, stride, between);
+        }
+    }
+#endif
+
+    struct KeyBlock {
+        int64_t first, count;
+    };
+
+    // Which of a block's keys a row sees.
+    struct Seen {
+        int64_t begin, end;
+        bool all() const { return begin <= 0 && end >= KEYS; }
+    };
+
+    Seen seen(int64_t row, KeyBlock keys) const {
+        int64_t position = before_ + row / a_.group(); // the row's own key
+        int64_t end = a_.causal ? std::min(keys.count, position + 1 - keys.first) : keys.count;
+        return {a_.window ? std::max<int64_t>(0, position + 1 - a_.window - keys.first) : 0, end};
+    }
+
+    // Rows from `first` on, scores to weights, one after the other; in between there may be other work.
+    class Weighing {
+      public:
+        Weighing(TileAttention &tile, KeyBlock keys, int64_t first, int64_t rows, const float *scores, Element *weights)
+            : tile_(tile), keys_(keys), first_(first), rows_(rows), scores_(scores), weights_(weights) {
+            if (rows_) next_ = greatest(0);
+        }
+
+        // One of so many steps.
+        void go(int64_t steps) { weigh_to(rows_ * ++step_ / steps); }
+        void finish() { weigh_to(rows_); }
+
+      private:
+        // The greatest score of a row takes long to find and little work: it is looked for a row ahead.
+        void weigh_to(int64_t end) {
+            for (; row_ < end; row_++) {
+                float most = next_;
+                if (row_ + 1 < rows_) next_ = greatest(row_ + 1);
+                tile_.weigh(first_ + row_, tile_.seen(first_ + row_, keys_), most, scores_ + row_ * STRIDE, weights_ + row_ * STRIDE);
+            }
+        }
+
+        float greatest(int64_t row) const {
+            return tile_.greatest(first_ + row, tile_.seen(first_ + row, keys_), scores_ + row * STRIDE);
+        }
+
+        TileAttention &tile_;
+        const KeyBlock keys_;
+        const int64_t first_, rows_;
+        const float *scores_;
+        Element *weights_;
+        int64_t step_ = 0, row_ = 0;
+        float next_ = -INFINITY;
+    };
+
+    template <bool ALL>
+    static Floats masked(const float *scores, int part, Seen seen) {
+        Floats values = load_vector<Floats>(scores + part * LANES);
+        if constexpr (ALL) return values;
+        Ints key = lanes() + part * LANES;
+        return select((key >= (int32_t)seen.begin) & (key < (int32_t)seen.end), values, all(-INFINITY));
+    }
+
+    // The greatest score of a row so far, not yet scaled.
+    float greatest(int64_t row, Seen seen, const float *scores) const {
+        return std::max(most_[row], seen.all() ? greatest_of<true>(seen, scores) : greatest_of<false>(seen, scores));
+    }
+
+    template <bool ALL>
+    static float greatest_of(Seen seen, const float *scores) {
+        Floats most[2] = {all(-INFINITY), all(-INFINITY)};
+#pragma GCC unroll 8
+        for (int part = 0; part < KEYS / LANES; part++) most[part % 2] = maximum(most[part % 2], masked<ALL>(scores, part, seen));
+        return largest(maximum(most[0], most[1]));
+    }
+
+    // Scores of one row to weights, relative to the greatest score so far.
+    void weigh(int64_t row, Seen seen, float greatest, const float *scores, Element *weights) {
         if (greatest == -INFINITY) { // nothing to see yet
             for (int part = 0; part < KEYS / LANES; part++) Type::store(weights + part * LANES, Floats{});
             return;
         }
         float scale = a_.scale * LOG2_E;
-        Floats total = {};
-        bool whole = begin <= 0 && end >= KEYS;
-        for (int part = 0; part < KEYS / LANES; part++) {
-            Floats weight = power_of_two((masked[part] - greatest) * scale);
-            if (!whole) weight = select(masked[part] > all(-INFINITY), weight, Floats{});
-            total += weight;
-            Type::store(weights + part * LANES, weight);
-        }
         if (greatest > most_[row]) { // what was summed so far was relative to a smaller one
             if (most_[row] > -INFINITY) fade(row, power_of_two(all((most_[row] - greatest) * scale))[0]);
             most_[row] = greatest;
         }
+        Floats total = seen.all() ? weigh_some<true>(seen, greatest, scale, scores, weights)
+                                  : weigh_some<false>(seen, greatest, scale, scores, weights);
         store_vector(total_ + row * LANES, load_vector<Floats>(total_ + row * LANES) + total);
+    }
+
+    template <bool ALL>
+    static Floats weigh_some(Seen seen, float greatest, float scale, const float *scores, Element *weights) {
+        Floats totals[2] = {};
+#pragma GCC unroll 8
+        for (int part = 0; part < KEYS / LANES; part++) {
+            Floats score = masked<ALL>(scores, part, seen), weight = Type::power_of_two(score * scale - greatest * scale);
+            if constexpr (!ALL) weight = select(score > all(-INFINITY), weight, Floats{});
+            totals[part % 2] += weight;
+            Type::store(weights + part * LANES, weight);
+        }
+        return totals[0] + totals[1];
     }
 
     static Ints lanes() {
@@ -320,13 +484,6 @@ class TileAttention {
         float *sums = sums_ + row * panels_ * PANEL;
         for (int64_t at = 0; at < panels_ * PANEL; at += LANES) {
             store_vector(sums + at, load_vector<Floats>(sums + at) * factor);
-        }
-    }
-
-    void gather_values(int64_t count) {
-        for (int64_t panel = 0; panel < panels_; panel++) {
-            const Words *values = values_ + panel * units_of<Type>(KEYS) * 2;
-            multiply<true>(weights_, KEYS, values, units_of<Type>(count), sums_ + panel * PANEL, panels_ * PANEL);
         }
     }
 

@@ -92,25 +92,44 @@ class Linear {
     void run_on_tiles(Team &team) const {
         TileLayer layer((const Element *)o_.input, o_.input_stride, rows_, (const Words *)o_.weight, units_, panels_,
                         team.size());
+        bool streams = fills_lines() && rows_ * o_.output_stride * 2 > FAR_BYTES;
         for_items(team, layer.items(), 1, [&](int64_t item) {
             layer.compute(item, [&](int64_t panel, int64_t row, Floats low, Floats high) {
-                fetch_output(panel, row + 2 * TILE);
-                finish(panel, row, low, high);
+                int64_t column = panel * (o_.activation == SILU_GATE ? LANES : PANEL);
+                fetch(row + 2 * TILE, column, streams);
+                if (streams && column + PANEL <= o_.columns) stream(row, column, low, high);
+                else finish(panel, row, low, high);
             });
         });
+        if (streams) end_streams();
+    }
+
+    static constexpr int64_t FAR_BYTES = 4 << 20; // of an output that no cache of a core keeps for who reads it next
+
+    // A panel's columns of a row are a whole line of the output.
+    bool fills_lines() const {
+        bool lies_even = (int64_t)o_.output % 64 == 0 && o_.output_stride * 2 % 64 == 0;
+        return o_.activation != SILU_GATE && !o_.wide && lies_even;
+    }
+
+    void stream(int64_t row, int64_t column, Floats low, Floats high) const {
+        low = finished(row, column, o_.columns, low);
+        high = finished(row, column + LANES, o_.columns, high);
+        stream_line((Element *)o_.output + row * o_.output_stride + column, Type::pair(low, high));
     }
 
     // Some rows ahead: a line of far memory takes as long as several rows.
-    void fetch_output(int64_t panel, int64_t row) const {
-        int64_t column = panel * (o_.activation == SILU_GATE ? LANES : PANEL), size = o_.wide ? 4 : sizeof(Element);
-        __builtin_prefetch((const char *)o_.output + (row * o_.output_stride + column) * size, 1, 3);
+    void fetch(int64_t row, int64_t column, bool streams) const {
+        int64_t size = o_.wide ? 4 : sizeof(Element);
+        if (!streams) __builtin_prefetch((const char *)o_.output + (row * o_.output_stride + column) * size, 1, 3);
+        if (o_.residual) __builtin_prefetch((const Element *)o_.residual + row * o_.residual_stride + column, 0, 3);
     }
 #endif
 
     void compute(int64_t panel, int64_t first, int64_t end) const {
         const Words *packed = (const Words *)o_.weight + panel * units_ * 2;
         const Element *rows = (const Element *)o_.input + first * o_.input_stride;
-        multiply_rows<Type>(rows, o_.input_stride, end - first, packed, units_, true,
+        multiply_rows<Type>(rows, o_.input_stride, end - first, packed, units_,
                             [&](int64_t row, Floats low, Floats high) { finish(panel, first + row, low, high); });
     }
 
@@ -119,14 +138,20 @@ class Linear {
             int64_t half = o_.columns / 2, column = panel * LANES;
             low = with_bias(low, column, half);
             high = with_bias(high, half + column, o_.columns);
-            store(row, column, half, activate(SILU, low) * high);
+            store(row, column, half, activate<Type>(SILU, low) * high);
             return;
         }
         int64_t column = panel * PANEL;
-        low = with_bias(low, column, o_.columns);
-        high = with_bias(high, column + LANES, o_.columns);
-        store(row, column, o_.columns, activate(o_.activation, low));
-        store(row, column + LANES, o_.columns, activate(o_.activation, high));
+        store(row, column, o_.columns, activate<Type>(o_.activation, with_bias(low, column, o_.columns)));
+        column += LANES;
+        store(row, column, o_.columns, activate<Type>(o_.activation, with_bias(high, column, o_.columns)));
+    }
+
+    // Of a vector whose columns are all there.
+    Floats finished(int64_t row, int64_t column, int64_t end, Floats sums) const {
+        Floats value = activate<Type>(o_.activation, with_bias(sums, column, end));
+        if (o_.residual) value += Type::load((const Element *)o_.residual + row * o_.residual_stride + column);
+        return value;
     }
 
     Floats with_bias(Floats sums, int64_t column, int64_t end) const {
@@ -208,18 +233,15 @@ template <typename Type>
 void attend(Team &team, const Operation &o) {
     Attention attention = *o.attention;
     attention.sequences = *o.sequences;
-    TileCursor cursor(attention);
-    int64_t tiles = 0;
-    for (int64_t sequence = 0; sequence < attention.sequences; sequence++) tiles += attention.tiles_of(sequence);
+    Tiling tiling(attention, TURNS * team.size());
+    TileCursor cursor(attention, tiling);
     // Heads lie side by side: as many go together as leave each thread a few turns.
-    int64_t together = std::max<int64_t>(1, tiles * attention.key_heads / (TURNS * team.size()));
+    int64_t together = std::max<int64_t>(1, tiling.tiles() * attention.key_heads / (TURNS * team.size()));
     int64_t groups = (attention.key_heads + together - 1) / together;
     for (int64_t item; cursor.seek((item = team.take(1)) / groups);) {
         int64_t first = item % groups * together, end = std::min(attention.key_heads, first + together);
         std::vector<TileAttention<Type>> heads;
-        for (int64_t head = first; head < end; head++) {
-            heads.emplace_back(attention, cursor.sequence(), head, cursor.first());
-        }
+        for (int64_t head = first; head < end; head++) heads.emplace_back(attention, cursor, head);
         if (heads[0].has_few_rows()) TileAttention<Type>::run_together(heads);
         else for (TileAttention<Type> &head : heads) head.run();
     }

@@ -7,12 +7,30 @@
 #include "vector.hpp"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace percept {
 
 enum Activation : int32_t { NONE = 0, GELU = 1, GELU_TANH = 2, QUICK_GELU = 3, SILU = 4, SILU_GATE = 5, RELU = 6 };
 
-inline Floats activate(int32_t kind, Floats x) {
+// x times the normal distribution's share below it, absolute error below 2e-5: the error function of x / sqrt 2 as x times
+// a polynomial of x^2, fitted to [0, 4.5] for the least greatest error of the product, and one beyond. It needs no
+// division, and a third of the steps of `error_function`.
+inline Floats rough_gelu(Floats x) {
+    constexpr float FITTED[] = {-2.915087611e-3f, 9.230753943e-3f,  -1.378121468e-2f, 2.041790059e-2f,  -3.606011036e-2f,
+                                5.717692655e-2f,  -8.064874705e-2f, 1.093549697e-1f,  -1.543635079e-1f, 3.138103391e-1f};
+    Floats y = minimum(maximum(x, all(-4.5f)), all(4.5f)), half = 0.5f * x;
+    Floats u = y * y * (2.0f / (4.5f * 4.5f)) - 1.0f, p = all(FITTED[0]);
+#pragma GCC unroll 9
+    for (int power = 1; power < 10; power++) p = p * u + FITTED[power];
+    return half * (y * p) + half;
+}
+
+template <typename Type>
+Floats activate(int32_t kind, Floats x) {
+    if constexpr (std::is_same_v<Type, BFloat16>) {
+        if (kind == GELU) return rough_gelu(x); // rounding the output adds far more
+    }
     switch (kind) {
     case GELU: return 0.5f * x * (1.0f + error_function(x * 0.70710678118654752f));
     case GELU_TANH: return x * sigmoid(1.5957691216057308f * (x + 0.044715f * x * x * x));

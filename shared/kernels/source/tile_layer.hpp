@@ -20,10 +20,10 @@ namespace percept {
 
 #if defined(PERCEPT_TILES)
 
-// What a thread has in its second-level cache.
+// What a thread has in its second-level cache, beside what passes through it.
 class TileMemory {
   public:
-    static constexpr int64_t ROW_BYTES = 1 << 20, SUM_BYTES = 1 << 19;
+    static constexpr int64_t BYTES = 1 << 20;
 
     TileMemory() : memory_((char *)std::aligned_alloc(LARGE_PAGE, LARGE_PAGE)) {
         if (!memory_) throw std::bad_alloc();
@@ -32,8 +32,7 @@ class TileMemory {
     TileMemory(const TileMemory &) = delete;
     ~TileMemory() { std::free(memory_); }
 
-    char *rows() { return memory_; }
-    float *sums() { return (float *)(memory_ + ROW_BYTES); }
+    char *begin() { return memory_; }
 
   private:
     char *memory_;
@@ -70,12 +69,12 @@ class TileLayer {
               int64_t threads)
         : rows_((const char *)rows), weights_((const char *)weights), stride_(stride * 2), count_(count), units_(units),
           panels_(panels), steps_((units + TILE - 1) / TILE), pieces_((steps_ + MOST_STEPS - 1) / MOST_STEPS) {
-        whole_ = steps_ * 64 * 256 <= TileMemory::ROW_BYTES;
-        int64_t fitting = TileMemory::ROW_BYTES / (steps_ * 64) / (2 * TILE) * (2 * TILE);
-        int64_t most = whole_ ? std::min<int64_t>(512, fitting) : 256;
-        parts_ = (count + most - 1) / most;
-        int64_t waiting = TileMemory::SUM_BYTES / (256 * UNIT_BYTES);
-        per_group_ = std::clamp<int64_t>(panels * parts_ / (threads * 4), 1, waiting);
+        whole_ = steps_ * 64 <= 4096;
+        int64_t waiting = whole_ ? 1 : std::min<int64_t>(panels, 32), row_bytes = 64 * (whole_ ? steps_ : MOST_STEPS);
+        most_rows_ = TileMemory::BYTES / (row_bytes + waiting * UNIT_BYTES) / (2 * TILE) * (2 * TILE);
+        sums_at_ = most_rows_ * row_bytes;
+        parts_ = (count + most_rows_ - 1) / most_rows_;
+        per_group_ = std::clamp<int64_t>(panels * parts_ / (threads * 4), 1, whole_ ? panels : waiting);
         groups_ = (panels + per_group_ - 1) / per_group_;
     }
 
@@ -92,11 +91,10 @@ class TileLayer {
         tiles_ = (part_rows_ + TILE - 1) / TILE;
         first_panel_ = item % groups_ * per_group_;
         end_panel_ = std::min(panels_, first_panel_ + per_group_);
-        packed_ = memory.rows();
-        sums_ = memory.sums();
+        packed_ = memory.begin();
+        sums_ = (float *)(packed_ + sums_at_);
         if (whole_) with_whole_rows(finish);
         else with_pieces_of_rows(finish);
-        hand_on(finished_.end - finished_.row, finish);
     }
 
   private:
@@ -119,6 +117,7 @@ class TileLayer {
                 multiply(panel, piece, packed_ + begin_of(piece) * 2 * TILE_BYTES, steps_ * TILE_BYTES, sums_, next, finish);
             }
         }
+        hand_on(finished_.end - finished_.row, finish);
     }
 
     template <typename Finish>
@@ -133,6 +132,22 @@ class TileLayer {
                     next = piece + 1 < pieces_ ? weights_of(first_panel_, piece + 1) : weights_of(end_panel_, 0);
                 }
                 multiply(panel, piece, packed_, steps_of(piece) * TILE_BYTES, sums, next, finish);
+            }
+        }
+        finished_ = {};
+        hand_on_rows(finish);
+    }
+
+    // A few rows at a time, panel by panel: who finishes them reads and writes far memory from beginning to end.
+    template <typename Finish>
+    void hand_on_rows(Finish &&finish) {
+        constexpr int64_t AT_A_TIME = 8;
+        for (int64_t first = 0; first < part_rows_; first += AT_A_TIME) {
+            for (int64_t panel = first_panel_; panel < end_panel_; panel++) {
+                const float *sums = sums_ + ((panel - first_panel_) * tiles_ * TILE + first) * PANEL;
+                for (int64_t row = first; row < std::min(part_rows_, first + AT_A_TIME); row++, sums += PANEL) {
+                    finish(panel, first_row_ + row, load_vector<Floats>(sums), load_vector<Floats>(sums + LANES));
+                }
             }
         }
     }
@@ -184,7 +199,7 @@ class TileLayer {
             };
             if (tile + 1 < tiles_) multiply_tiles<2>(weights, rows, rows + TILE_BYTES, sums, between);
             else multiply_tiles<1>(weights, rows, rows, sums, between);
-            if (piece + 1 < pieces_) continue;
+            if (piece + 1 < pieces_ || !whole_) continue;
             int64_t first = first_row_ + tile * TILE;
             finished_ = {panel, first, std::min(first + 2 * TILE, first_row_ + part_rows_), sums};
         }
@@ -244,7 +259,7 @@ class TileLayer {
     }
 
     const char *rows_, *weights_;
-    int64_t stride_, count_, units_, panels_, steps_, pieces_, parts_, per_group_, groups_;
+    int64_t stride_, count_, units_, panels_, steps_, pieces_, most_rows_, sums_at_, parts_, per_group_, groups_;
     bool whole_; // all of a part's rows are kept
     int64_t part_ = 0, first_row_ = 0, part_rows_ = 0, tiles_ = 0, first_panel_ = 0, end_panel_ = 0; // of an item
     int64_t packed_part_ = -1;

@@ -102,8 +102,7 @@ inline void store_sums(float *sums, int64_t stride) {
 // One panel, and blocks of 16 or 32 rows that are multiplied with it, or a block of fewer.
 class TilePanel {
   public:
-    TilePanel(const Words *panel, int64_t units, int64_t passes, bool streamed)
-        : panel_((const char *)panel), steps_(units / TILE), left_(units % TILE), passes_(passes), streamed_(streamed) {
+    TilePanel(const Words *panel, int64_t units) : panel_((const char *)panel), steps_(units / TILE), left_(units % TILE) {
         if (!left_) return;
         for (int64_t unit = 0; unit < TILE; unit++) {
             const char *from = panel_ + steps_ * STEP_BYTES + unit * UNIT_BYTES;
@@ -113,97 +112,83 @@ class TilePanel {
     }
 
     // Sums of `16 * HEIGHT` rows and 32 columns, row by row, or what is there and these. Strides are in bytes.
-    template <int HEIGHT, bool ADDS = false>
-    void multiply(const char *rows, int64_t stride, int64_t pass, float *sums, int64_t sums_stride = UNIT_BYTES) {
+    // `between()` is called after every other multiplication.
+    template <int HEIGHT, bool ADDS = false, typename Between>
+    void multiply(const char *rows, int64_t stride, float *sums, int64_t sums_stride, Between &&between) {
         if constexpr (ADDS) load_sums<HEIGHT>(sums, sums_stride);
         else clear_sums<HEIGHT>();
         const char *weights = panel_;
-        Fetch fetch = fetch_of(pass);
         for (int64_t step = 0, steps = steps_; step < steps; step++, weights += STEP_BYTES) {
-            fetch.go();
-            add<HEIGHT>(rows + step * 64, stride, weights);
+            add<HEIGHT>(rows + step * 64, stride, weights, between);
         }
-        if (left_) add_last<HEIGHT>(rows + steps_ * 64, stride);
+        if (left_) add_last<HEIGHT>(rows + steps_ * 64, stride, between);
         store_sums<HEIGHT>(sums, sums_stride);
     }
 
   private:
-    template <int HEIGHT>
-    static void add(const char *rows, int64_t stride, const char *weights) {
+    template <int HEIGHT, typename Between>
+    static void add(const char *rows, int64_t stride, const char *weights, Between &&between) {
         tiles::load<6>(weights, UNIT_BYTES);
         tiles::load<4>(rows, stride);
         tiles::multiply<0, 4, 6>();
         tiles::load<7>(weights + 64, UNIT_BYTES);
         tiles::multiply<1, 4, 7>();
+        between();
         if constexpr (HEIGHT == 2) {
             tiles::load<5>(rows + TILE * stride, stride);
             tiles::multiply<2, 5, 6>();
             tiles::multiply<3, 5, 7>();
+            between();
         }
     }
 
     // Fewer than sixteen units are left: zeros fill them up, on both sides, because any number may stand there.
-    template <int HEIGHT>
-    void add_last(const char *rows, int64_t stride) {
+    template <int HEIGHT, typename Between>
+    void add_last(const char *rows, int64_t stride, Between &&between) {
         alignas(64) char last_rows[HEIGHT * TILE * 64];
         int64_t count = (HEIGHT - 1) * TILE + rows_in_use;
         for (int64_t row = 0; row < count; row++) copy_words(rows + row * stride, left_, last_rows + row * 64);
-        add<HEIGHT>(last_rows, 64, last_weights_);
-    }
-
-    // A single pass runs at the speed of memory, and fetches its own weights; several fetch the next panel.
-    Fetch fetch_of(int64_t pass) const {
-        if (!streamed_) return {};
-        int64_t bytes = steps_ * STEP_BYTES;
-        if (passes_ == 1) return {panel_ + AHEAD, panel_ + AHEAD + bytes, STEP_BYTES / 64};
-        const char *next = panel_ + bytes + left_ * UNIT_BYTES;
-        int64_t lines = (STEP_BYTES / 64 + passes_ - 1) / passes_;
-        return {next + bytes * pass / passes_, next + bytes * (pass + 1) / passes_, lines};
+        add<HEIGHT>(last_rows, 64, last_weights_, between);
     }
 
     const char *panel_;
-    int64_t steps_, left_, passes_;
-    bool streamed_;
+    int64_t steps_, left_;
     alignas(64) char last_weights_[STEP_BYTES];
 };
+
+// What is fetched between multiplications of a panel, by `per_step` calls for each step: a single pass runs at the speed
+// of memory, and fetches its own weights; several fetch the next panel.
+inline Fetch fetch_beside(const Words *panel, int64_t units, int64_t passes, int64_t pass, int64_t per_step) {
+    const char *from = (const char *)panel;
+    int64_t bytes = units / TILE * STEP_BYTES, lines = STEP_BYTES / 64, turns = passes * per_step;
+    if (passes == 1) return {from + AHEAD, from + AHEAD + bytes, lines / per_step};
+    const char *next = from + units * UNIT_BYTES;
+    return {next + bytes * pass / passes, next + bytes * (pass + 1) / passes, (lines + turns - 1) / turns};
+}
 
 // As `multiply_panel`. Where the number of rows is no
 // multiple of a tile's, the last tile begins earlier: its first sums are known
 // already and dropped.
 template <typename Finish>
 inline void multiply_tiles(const uint16_t *rows, int64_t stride, int64_t count, const Words *panel, int64_t units,
-                           bool streamed, Finish &&finish) {
+                           Finish &&finish) {
     take_tiles(std::min(count, TILE));
     alignas(64) float sums[2 * TILE * PANEL];
-    TilePanel packed(panel, units, (count + 2 * TILE - 1) / (2 * TILE), streamed);
+    int64_t passes = (count + 2 * TILE - 1) / (2 * TILE);
+    TilePanel packed(panel, units);
     for (int64_t done = 0, pass = 0; done < count; pass++) {
         int64_t height = count - done > TILE && count >= 2 * TILE ? 2 : 1;
         int64_t first = std::min(done, std::max<int64_t>(0, count - height * TILE));
         const char *from = (const char *)(rows + first * stride);
-        if (height == 2) packed.multiply<2>(from, stride * 2, pass, sums);
-        else packed.multiply<1>(from, stride * 2, pass, sums);
+        Fetch fetch = fetch_beside(panel, units, passes, pass, height);
+        auto between = [&] { fetch.go(); };
+        if (height == 2) packed.multiply<2>(from, stride * 2, sums, UNIT_BYTES, between);
+        else packed.multiply<1>(from, stride * 2, sums, UNIT_BYTES, between);
         for (int64_t row = done; row < std::min(count, first + height * TILE); row++) {
             const float *of_row = sums + (row - first) * PANEL;
             finish(row, load_vector<Floats>(of_row), load_vector<Floats>(of_row + LANES));
         }
         done = first + height * TILE;
-    }
-}
-
-// Products of rows, a multiple of sixteen, and one panel straight to where they are wanted, or added to what is there.
-template <bool ADDS>
-inline void multiply_tiles_into(const uint16_t *rows, int64_t stride, int64_t count, const Words *panel, int64_t units,
-                                float *sums, int64_t sums_stride) {
-    take_tiles(TILE);
-    TilePanel packed(panel, units, 1, false);
-    int64_t done = 0;
-    for (; done + 2 * TILE <= count; done += 2 * TILE) {
-        packed.multiply<2, ADDS>((const char *)(rows + done * stride), stride * 2, 0, sums + done * sums_stride,
-                                 sums_stride * 4);
-    }
-    if (done < count) {
-        packed.multiply<1, ADDS>((const char *)(rows + done * stride), stride * 2, 0, sums + done * sums_stride,
-                                 sums_stride * 4);
     }
 }
 
@@ -218,13 +203,13 @@ inline void leave_tiles() {}
 // reads memory faster than vectors do. See `multiply_panel`.
 template <typename Type, typename Finish>
 inline void multiply_rows(const typename Type::Element *rows, int64_t stride, int64_t count, const Words *panel,
-                          int64_t units, bool streamed, Finish &&finish) {
+                          int64_t units, Finish &&finish) {
 #if defined(PERCEPT_TILES)
     if constexpr (std::is_same_v<Type, BFloat16>) {
-        if (has_tiles()) return multiply_tiles(rows, stride, count, panel, units, streamed, finish);
+        if (has_tiles()) return multiply_tiles(rows, stride, count, panel, units, finish);
     }
 #endif
-    multiply_panel<Type>(rows, stride, count, panel, units, streamed, finish);
+    multiply_panel<Type>(rows, stride, count, panel, units, true, finish);
 }
 
 } // namespace percept

@@ -132,6 +132,14 @@ def test_windows(team: Team, dtype: torch.dtype, heads: Heads, window: int) -> N
     assert_near(scene.run(team, window), scene.expected(window), dtype)
 
 
+@pytest.mark.parametrize("window", [0, 300])
+@pytest.mark.parametrize("heads", [HEADS[0], HEADS[3]], ids=str)
+def test_prompts_of_several_tiles(team: Team, dtype: torch.dtype, heads: Heads, window: int) -> None:
+    """Keys are packed once for many rows, of which some see none of a block of them."""
+    scene = Scene(heads, dtype, 16, [2100, 40], [1900, 1])
+    assert_near(scene.run(team, window), scene.expected(window), dtype)
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_teams_of_other_sizes(dtype: torch.dtype, threads: int) -> None:
     scene = Scene(HEADS[0], dtype, 16)
@@ -155,7 +163,7 @@ def test_sequences_without_rows_are_skipped(team: Team, dtype: torch.dtype) -> N
 @pytest.mark.parametrize(
     "heads", [Heads(2, 2, 16), Heads(3, 3, 72), Heads(2, 2, 80), Heads(4, 2, 64)], ids=str
 )
-@pytest.mark.parametrize("runs", [[1], [577], [30, 70, 1, 129, 64]], ids=str)
+@pytest.mark.parametrize("runs", [[1], [577], [30, 70, 1, 129, 64], [1700, 20]], ids=str)
 def test_runs_attend_to_themselves(team: Team, dtype: torch.dtype, heads: Heads, runs: list[int]) -> None:
     """Keys as rows of the queries' own buffer, in both directions."""
     rows, width = sum(runs), heads.width

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 
 from shared.kernels.build import ENTRY, FLAGS, _find_compiler, build
 from shared.kernels.library import Library, Team
-from shared.kernels.operation import AttentionPlan
+from shared.kernels.operation import Activation, AttentionPlan
 from shared.kernels.program import Count, PackedMatrix, Program, pack_matrix
 from tests.unit.kernels.conftest import assert_near, team_of
 from tests.unit.kernels.test_attention import attend
@@ -80,6 +81,28 @@ def test_many_rows_are_taken_in_parts(tiles: Team, rows: int, depth: int) -> Non
     program.run()
     assert torch.equal(output[:rows], source.float() @ weight.float().T)
     assert (output[rows:] == 7.0).all()
+
+
+@pytest.mark.parametrize(("columns", "stride"), [(1024, 1024), (1000, 1024), (1000, 1002)])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_outputs_that_no_cache_holds(tiles: Team, columns: int, stride: int, in_place: bool) -> None:
+    """Whole lines go past the caches, others do not; nothing is written beyond a row's end."""
+    rows = 2200
+    source, weight, bias = draw_whole(rows, 40), draw_whole(columns, 40) / 8, draw_whole(1, columns)[0]
+    output = draw_whole(rows, stride)
+    residual = output[:, :columns] if in_place else draw_whole(rows, columns)
+    wanted = residual.float() + functional.gelu(source.float() @ weight.float().T + bias.float())
+    behind = output[:, columns:].clone()
+    program = Program(tiles, BFLOAT16, 1)
+    program.linear(
+        *(Count(rows), source, pack_matrix(tiles, weight), output[:, :columns]),
+        bias=bias,
+        activation=Activation.GELU,
+        residual=residual,
+    )
+    program.run()
+    assert_near(output[:, :columns], wanted, BFLOAT16)
+    assert torch.equal(output[:, columns:], behind)
 
 
 def sums_that_show_their_order(team: Team, rows: int) -> set[float]:
