@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.transcription_request import SpeechRequest
 from shared.families.languages import language_name
+from shared.speech.text_flow import TextFlow
 from shared.speech.transcribing import Part, PieceAnswer, tokens_of
 from shared.speech.transcript import Segment, Token
 from shared.speech.written import joined_text, segments, whole_text, words
@@ -27,38 +28,23 @@ class TextStream:
 
     def __init__(self, asked: SpeechRequest) -> None:
         self._asked = asked
-        self._index = 0
-        self._held = ""
+        self._flow = TextFlow(asked.question)
         self._logprobs: list[Json] = []
-        self._begun = False
-        self._strips = True
 
     def events(self, part: Part) -> list[Json]:
         """The event of new text; none where there is nothing to say yet."""
-        if part.index != self._index:
-            self._next_piece(part.index)
-        text = self._held + (part.text.lstrip() if self._strips else part.text)
-        # Space at the end may be the end of all.
-        said = text.rstrip()
-        self._held = text[len(said) :]
+        said = self._flow.said(part)
         if self._asked.form.include:
             self._logprobs += [
                 _logprob(token) for frame in part.frames for token in tokens_of(frame) if token.is_text
             ]
         if not said:
             return []
-        self._begun, self._strips = True, False
         event: Json = {"type": "transcript.text.delta", "delta": said}
         if self._asked.form.include:
             # Those of tokens that said nothing yet too.
             event["logprobs"], self._logprobs = self._logprobs, []
         return [event]
-
-    def _next_piece(self, index: int) -> None:
-        self._index = index
-        if not self._asked.question.marked:
-            self._strips = True
-            self._held = " " if self._begun else ""
 
 
 def usage_object(seconds: float) -> Json:
@@ -88,9 +74,7 @@ def verbose_object(
     }
     granularities = asked.form.timestamp_granularities or ["segment"]
     if "segment" in granularities:
-        answer["segments"] = [
-            _segment_object(number, segment, asked.form.temperature) for number, segment in enumerate(found)
-        ]
+        answer["segments"] = [_segment_object(number, segment) for number, segment in enumerate(found)]
     if asked.form.wants_words:
         answer["words"] = [
             {"word": word.text.strip(), "start": round(word.start_s, 3), "end": round(word.end_s, 3)}
@@ -99,7 +83,7 @@ def verbose_object(
     return answer | {"usage": usage_object(seconds)}
 
 
-def _segment_object(number: int, segment: Segment, temperature: float) -> Json:
+def _segment_object(number: int, segment: Segment) -> Json:
     return {
         "id": number,
         "seek": round(segment.seek_s * _FRAMES_PER_SECOND),
@@ -107,7 +91,7 @@ def _segment_object(number: int, segment: Segment, temperature: float) -> Json:
         "end": round(segment.end_s, 3),
         "text": segment.text,
         "tokens": [token.token_id for token in segment.tokens],
-        "temperature": temperature,
+        "temperature": segment.temperature,
         "avg_logprob": max(segment.mean_logprob, _LEAST_LOGPROB),
         "compression_ratio": segment.compression_ratio,
         "no_speech_prob": segment.no_speech_probability,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gateway.generation_request import first_mistake
 from shared.errors import InvalidRequestError
+from shared.speech.judging import DEFAULT_INCREMENT, INCREMENT
 
 ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 
@@ -38,6 +39,11 @@ class TranscriptionRequest(BaseModel):
     )
     response_format: ResponseFormat = "json"
     temperature: Annotated[float, Field(ge=0, le=1)] = 0.0
+    temperature_increment_on_fallback: Annotated[float, Field(ge=0, le=1)] = Field(
+        DEFAULT_INCREMENT,
+        description="With temperature 0, Whisper's pieces that fail are tried again at so much more, up to 1;"
+        " 0: never.",
+    )
     timestamp_granularities: Annotated[list[Literal["segment", "word"]], Field(max_length=8)] = Field(
         default_factory=list, description="What verbose_json has times of; segments when absent."
     )
@@ -65,7 +71,16 @@ class TranscriptionRequest(BaseModel):
             raise InvalidRequestError(
                 "With 'stream', 'response_format' is 'json' or 'text'.", param="response_format"
             )
+        if self.stream and self.wants_tries:
+            raise InvalidRequestError(
+                "With 'stream' nothing is tried again: what was said cannot be taken back.", param=INCREMENT
+            )
         return self
+
+    @property
+    def wants_tries(self) -> bool:
+        """Whether it is said that what fails is to be tried again."""
+        return INCREMENT in self.model_fields_set and self.temperature_increment_on_fallback > 0
 
     @property
     def wants_words(self) -> bool:

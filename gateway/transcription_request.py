@@ -13,7 +13,8 @@ from gateway.transcription_form import TranscriptionRequest
 from protos.llm.v1 import llm_service_pb2
 from shared.errors import InvalidRequestError, UnsupportedMediaError
 from shared.families.catalogue import FamilyFacts, SpeechFacts
-from shared.speech.question import SpeechQuestion
+from shared.speech.judging import INCREMENT, temperatures
+from shared.speech.question import Asking, SpeechQuestion
 
 SPEECH_NAMES: Mapping[str, str] = {
     "transcription.language": "language",
@@ -53,28 +54,28 @@ class SpeechRequest:
             prompt=form.prompt,
             wants_times=form.wants_segments,
             wants_words=form.wants_words,
+            temperatures=temperatures(form.temperature, form.temperature_increment_on_fallback),
+            # What was said in a stream cannot be taken back.
+            judges=not form.stream,
         )
         return cls(form, question, request_id)
 
     def request_for(
-        self, item: ResolvedItem, index: int, seconds: float, language: str
+        self, item: ResolvedItem, seconds: float, asking: Asking
     ) -> llm_service_pb2.GenerateRequest:
         """The LLM service's request about one piece.
 
         Args:
             seconds: the piece's length.
-            language: a code or a name; "" where the model is to hear it.
         """
         form = self.form
         request = llm_service_pb2.GenerateRequest(
-            request_id=f"{self.request_id[:120]}-{index}",
+            request_id=f"{self.request_id[:120]}-{asking.piece}",
             media=[item.item],
-            sampling=llm_service_pb2.SamplingParameters(
-                temperature=form.temperature, top_p=form.top_p, seed=form.seed
-            ),
+            sampling=llm_service_pb2.SamplingParameters(top_p=form.top_p, seed=form.seed),
             stopping=llm_service_pb2.StoppingParameters(max_token_count=form.max_completion_tokens),
         )
-        self.question.put_into(request, seconds, language)
+        self.question.put_into(request, seconds, asking)
         return request
 
 
@@ -101,5 +102,9 @@ def speech_facts(facts: FamilyFacts | None, form: TranscriptionRequest) -> Speec
         raise InvalidRequestError(
             "The model does not tell when words are said: 'timestamp_granularities' cannot have 'word'.",
             param="timestamp_granularities",
+        )
+    if facts.speech.instructions is not None and form.wants_tries:
+        raise InvalidRequestError(
+            "The model does not tell how sure it is: nothing is tried again.", param=INCREMENT
         )
     return facts.speech

@@ -26,6 +26,7 @@ from gateway.work import PlainRoute, Work
 from protos.llm.v1 import llm_service_pb2
 from shared.errors import BadMediaError, InternalError, InvalidRequestError
 from shared.families.catalogue import facts_of
+from shared.speech.question import Asking
 from shared.speech.transcribing import Frames, Part, Transcribing
 from shared.speech.transcript import to_srt, to_vtt
 from shared.speech.written import segments, whole_text
@@ -138,9 +139,9 @@ class _SpeechWork:
         self._meter.asked(choice_count=1, max_tokens=most, item_counts={"audio": len(items)})
         places = [(piece.start_s, piece.end_s) for piece in cut]
 
-        async def ask(index: int, language: str, take: Callable[[Frames], None]) -> None:
-            start, end = places[index]
-            await self._ask(asked.request_for(items[index], index, end - start, language), items[index], take)
+        async def ask(asking: Asking, take: Callable[[Frames], None]) -> None:
+            item, (start, end) = items[asking.piece], places[asking.piece]
+            await self._ask(asked.request_for(item, end - start, asking), item, take)
 
         most_at_once = self._gateway.settings.max_parallel_pieces
         return Transcribing(asked.question, places, ask, self._deadline, most_at_once)

@@ -22,7 +22,8 @@ from percept.client.sampling import SamplingParams
 from percept.client.served import ServedModel
 from percept.client.stream import DeltaStream
 from percept.client.sync_client import Client
-from percept.client.transcribing import Transcript
+from percept.client.transcript import Transcript
+from percept.client.transcript_stream import TranscriptDelta, TranscriptStream
 from shared.errors import PerceptError
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ __all__ = [
     "Timings",
     "TokenLogprob",
     "Transcript",
+    "TranscriptDelta",
+    "TranscriptStream",
     "Usage",
     "read_answer",
 ]

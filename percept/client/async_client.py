@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 from percept.client.answers import Answer, AnswerCollector
 from percept.client.batch import run_batch
@@ -23,12 +23,13 @@ from percept.client.questions import Questions
 from percept.client.sampling import SamplingParams
 from percept.client.served import ServedModel
 from percept.client.stream import DeltaStream
-from percept.client.transcribing import Transcriber, Transcript
+from percept.client.transcribing import TranscribeOptions, Transcriber, TranscribeWishes
+from percept.client.transcript import Transcript
+from percept.client.transcript_stream import TranscriptStream
 from protos.llm.v1 import llm_service_pb2
 from shared.deadline import Deadline
 from shared.errors import InvalidRequestError, PerceptError, UnavailableError
 from shared.rpc.addresses import checked_address
-from shared.speech.question import SpeechQuestion
 
 if TYPE_CHECKING:
     pass
@@ -250,32 +251,33 @@ class AsyncClient(EncodingClient):
             lambda receive: self._conducting.generate(request, items, deadline, receive),
         )
 
+    @overload
     async def transcribe(
-        self,
-        recording: Any,
-        *,
-        language: str = "",
-        translate: bool = False,
-        prompt: str = "",
-        words: bool = False,
-        temperature: float = 0.0,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-    ) -> Transcript:
-        """See `Client.transcribe`."""
-        deadline = self._deadline(timeout_s)
+        self, recording: Any, *, stream: Literal[False] = False, **options: Unpack[TranscribeOptions]
+    ) -> Transcript: ...
+
+    @overload
+    async def transcribe(
+        self, recording: Any, *, stream: Literal[True], **options: Unpack[TranscribeOptions]
+    ) -> TranscriptStream: ...
+
+    async def transcribe(
+        self, recording: Any, *, stream: bool = False, **options: Unpack[TranscribeOptions]
+    ) -> Transcript | TranscriptStream:
+        """See `Client.transcribe`; the stream is an asynchronous iterator, whose `transcript` is the whole
+        once it has ended."""
+        wishes = TranscribeWishes(**options)
+        deadline = self._deadline(wishes.timeout_s)
         items = await asyncio.to_thread(items_of, recording, "audio", "", "recording")
         if len(items) != 1:
             raise InvalidRequestError(f"{len(items)} recordings were given", param="recording")
         facts = ServedModel.from_wire(await self._questions.model(deadline)).facts
-        if facts is None or facts.speech is None:
-            raise InvalidRequestError("the model does not write down speech", param="model")
-        if words and not facts.speech.times:
-            raise InvalidRequestError("the model does not tell when words are said", param="words")
-        question = SpeechQuestion(facts.speech, language, translate, prompt, True, words)
-        sampling = SamplingParams(temperature=temperature, seed=seed).sampling_to_wire()
-        most = self._max_concurrency or _PIECES_AT_ONCE
-        return await self._transcriber.transcribe(items[0], question, sampling, deadline, most)
+        question = wishes.question(facts, stream=stream)
+        sampling = SamplingParams(seed=wishes.seed).sampling_to_wire()
+        asked = (items[0], question, sampling, deadline, self._max_concurrency or _PIECES_AT_ONCE)
+        if stream:
+            return TranscriptStream(question, lambda: self._transcriber.opened(*asked))
+        return await self._transcriber.transcribe(*asked)
 
     async def tokenize(self, prompt: str | Sequence[Message], *, timeout_s: float | None = None) -> list[int]:
         """See `Client.tokenize`."""

@@ -7,15 +7,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from percept.client.answers import Answer, AnswerCollector, Delta
 from protos.llm.v1 import llm_service_pb2
+
+Got_co = TypeVar("Got_co", covariant=True)
 
 # Deltas that wait for a slow reader; then flow control holds the service back.
 _MAX_WAITING = 64
 
 Receive = Callable[[llm_service_pb2.GenerateResponse], Awaitable[None]]
+
+
+class Deltas(Protocol[Got_co]):
+    """What is read one after the other, and can be left early."""
+
+    async def __anext__(self) -> Got_co:
+        """The next."""
+        ...
+
+    def __aiter__(self) -> Deltas[Got_co]: ...
+
+    async def aclose(self) -> None:
+        """Cancels what still runs."""
+        ...
 
 
 class DeltaStream(AsyncIterator[Delta]):

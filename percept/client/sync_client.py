@@ -9,7 +9,7 @@ import contextlib
 import weakref
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
 from percept.client import loop_thread
 from percept.client.answers import Answer, Delta
@@ -24,8 +24,10 @@ from percept.client.messages import Message
 from percept.client.prompts import Prompt
 from percept.client.sampling import SamplingParams
 from percept.client.served import ServedModel
-from percept.client.stream import DeltaStream
-from percept.client.transcribing import Transcript
+from percept.client.stream import Deltas
+from percept.client.transcribing import TranscribeOptions
+from percept.client.transcript import Transcript
+from percept.client.transcript_stream import TranscriptDelta
 from shared.errors import PerceptError, UnavailableError
 from shared.families.catalogue import Modality
 
@@ -249,8 +251,8 @@ class Client:
             return cast(Answer, self._run(self._client.chat(messages, sampling, **options)))
         return self._iterate(self._run(self._client.chat(messages, sampling, stream=True, **options)))
 
-    def _iterate(self, deltas: DeltaStream) -> Iterator[Delta]:
-        async def following() -> Delta | None:
+    def _iterate(self, deltas: Deltas[T]) -> Iterator[T]:
+        async def following() -> T | None:
             return await anext(deltas, None)
 
         try:
@@ -337,34 +339,32 @@ class Client:
             )
         )
 
+    @overload
     def transcribe(
-        self,
-        recording: Any,
-        *,
-        language: str = "",
-        translate: bool = False,
-        prompt: str = "",
-        words: bool = False,
-        temperature: float = 0.0,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-    ) -> Transcript:
+        self, recording: Any, *, stream: Literal[False] = False, **options: Unpack[TranscribeOptions]
+    ) -> Transcript: ...
+
+    @overload
+    def transcribe(
+        self, recording: Any, *, stream: Literal[True], **options: Unpack[TranscribeOptions]
+    ) -> Iterator[TranscriptDelta]: ...
+
+    def transcribe(
+        self, recording: Any, *, stream: bool = False, **options: Unpack[TranscribeOptions]
+    ) -> Transcript | Iterator[TranscriptDelta]:
         """Writes down what is said in one recording of any length, a value as in `generate`.
 
-        `language` is heard where empty; `words` has times of words too, which Whisper alone tells.
+        Args:
+            stream: returns an iterator over the text as it comes; leaving it early cancels the work.
+            options: `language` that is spoken, heard where empty; `translate` into English; `prompt`, what
+                was said before; `words`, with their times, which Whisper alone tells; `temperature`,
+                0 to 1; `temperature_increment_on_fallback`: with temperature 0, and not in a stream,
+                pieces that Whisper is unsure of are tried again at so much more, up to 1, 0 for never;
+                `seed`; `timeout_s`.
         """
-        return self._run(
-            self._client.transcribe(
-                recording,
-                language=language,
-                translate=translate,
-                prompt=prompt,
-                words=words,
-                temperature=temperature,
-                seed=seed,
-                timeout_s=timeout_s,
-            )
-        )
+        if not stream:
+            return self._run(self._client.transcribe(recording, **options))
+        return self._iterate(self._run(self._client.transcribe(recording, stream=True, **options)))
 
     def tokenize(self, prompt: str | Sequence[Message], *, timeout_s: float | None = None) -> list[int]:
         """Token ids of a text or of rendered messages. Placeholders of media stay unexpanded."""

@@ -11,20 +11,20 @@ import uuid
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TypedDict
 
 from percept.client.conducting import Conducting
 from percept.client.encoding import Encoding
 from percept.client.items import Item, file_item
+from percept.client.transcript import Transcript, transcript_of
 from protos.llm.v1 import llm_service_pb2
 from protos.media.v1 import media_pb2
 from shared.deadline import Deadline
 from shared.errors import InvalidRequestError, PerceptError
-from shared.families.languages import language_name
-from shared.speech.question import SpeechQuestion
+from shared.families.catalogue import FamilyFacts
+from shared.speech.judging import DEFAULT_INCREMENT, temperatures
+from shared.speech.question import Asking, SpeechQuestion
 from shared.speech.transcribing import Frames, Transcribing
-from shared.speech.transcript import Segment
-from shared.speech.words import Word
-from shared.speech.written import segments, whole_text, words
 
 _NAMES = {
     "transcription.language": "language",
@@ -34,22 +34,52 @@ _NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Transcript:
-    """What is said in a recording.
+class TranscribeOptions(TypedDict, total=False):
+    """How a recording is written down; see `Client.transcribe`."""
 
-    Attributes:
-        language: that is spoken, its English name; "" where the model does not tell.
-        duration_s: the recording's length, in seconds.
-        segments: runs of text with their times; one for each piece where the model writes no times.
-        words: with their times, where they were asked for.
-    """
-
-    text: str
     language: str
-    duration_s: float
-    segments: tuple[Segment, ...]
-    words: tuple[Word, ...] = ()
+    translate: bool
+    prompt: str
+    words: bool
+    temperature: float
+    temperature_increment_on_fallback: float
+    seed: int | None
+    timeout_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TranscribeWishes:
+    """`TranscribeOptions` with the defaults of what is not said."""
+
+    language: str = ""
+    translate: bool = False
+    prompt: str = ""
+    words: bool = False
+    temperature: float = 0.0
+    temperature_increment_on_fallback: float = DEFAULT_INCREMENT
+    seed: int | None = None
+    timeout_s: float | None = None
+
+    def question(self, facts: FamilyFacts | None, *, stream: bool) -> SpeechQuestion:
+        """What is asked of every piece. What was said in a stream is not tried again.
+
+        Raises:
+            InvalidRequestError: the served family does not write down speech, or not so.
+        """
+        if facts is None or facts.speech is None:
+            raise InvalidRequestError("the model does not write down speech", param="model")
+        if self.words and not facts.speech.times:
+            raise InvalidRequestError("the model does not tell when words are said", param="words")
+        return SpeechQuestion(
+            facts.speech,
+            self.language,
+            self.translate,
+            self.prompt,
+            wants_times=True,
+            wants_words=self.words,
+            temperatures=temperatures(self.temperature, self.temperature_increment_on_fallback),
+            judges=not stream,
+        )
 
 
 class Transcriber:
@@ -73,6 +103,25 @@ class Transcriber:
         Raises:
             PerceptError: it is no recording, or a piece failed.
         """
+        transcribing = await self.opened(recording, question, sampling, deadline, most_at_once)
+        async with aclosing(transcribing.parts()) as parts:
+            async for _ in parts:
+                pass
+        return transcript_of(transcribing, question)
+
+    async def opened(
+        self,
+        recording: Item,
+        question: SpeechQuestion,
+        sampling: llm_service_pb2.SamplingParameters,
+        deadline: Deadline,
+        most_at_once: int,
+    ) -> Transcribing:
+        """Cuts a recording, and answers what writes its pieces down.
+
+        Raises:
+            PerceptError: it is no recording.
+        """
         if recording.wire.form != media_pb2.MEDIA_FORM_FILE:
             raise InvalidRequestError("embeddings cannot be transcribed", param=recording.param)
         cut = await self._encoding.split(recording, deadline)
@@ -86,22 +135,18 @@ class Transcriber:
         )
         places = [(piece.start_s, piece.end_s) for piece in cut]
 
-        async def ask(index: int, language: str, take: Callable[[Frames], None]) -> None:
+        async def ask(asking: Asking, take: Callable[[Frames], None]) -> None:
+            item, (start, end) = items[asking.piece], places[asking.piece]
             request = llm_service_pb2.GenerateRequest(
                 model=self._model,
                 request_id=uuid.uuid4().hex,
-                media=[items[index].wire],
+                media=[item.wire],
                 sampling=sampling,
             )
-            start, end = places[index]
-            question.put_into(request, end - start, language)
-            await self._ask(request, items[index], deadline, take)
+            question.put_into(request, end - start, asking)
+            await self._ask(request, item, deadline, take)
 
-        transcribing = Transcribing(question, places, ask, deadline, most_at_once)
-        async with aclosing(transcribing.parts()) as parts:
-            async for _ in parts:
-                pass
-        return _transcript(transcribing, question)
+        return Transcribing(question, places, ask, deadline, most_at_once)
 
     async def _ask(
         self,
@@ -118,17 +163,3 @@ class Transcriber:
         except PerceptError as error:
             error.param = _NAMES.get(error.param or "", error.param)
             raise
-
-
-def _transcript(transcribing: Transcribing, question: SpeechQuestion) -> Transcript:
-    answers = transcribing.answers
-    found = segments(answers, question)
-    spoken = language_name(transcribing.language) if transcribing.language else ""
-    written = "english" if question.translates else spoken
-    return Transcript(
-        text=whole_text(answers, question),
-        language=spoken,
-        duration_s=answers[-1].end_s,
-        segments=tuple(found),
-        words=tuple(words(answers, found, written)) if question.wants_words else (),
-    )

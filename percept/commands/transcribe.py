@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from percept.commands.output import OutputError, say
+from shared.speech.judging import INCREMENT
 
 if TYPE_CHECKING:
     import httpx
@@ -41,6 +42,15 @@ Said = Annotated[str | None, typer.Option(help="What was said before, or how wor
 English = Annotated[bool, typer.Option("--translate", help="Write English.")]
 Words = Annotated[bool, typer.Option("--words", help="Times of words too; the format is verbose_json.")]
 Temperature = Annotated[float | None, typer.Option(min=0, max=1, help="0 is greedy, and the default.")]
+Increment = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature-increment-on-fallback",
+        min=0,
+        max=1,
+        help="What fails is tried again so much higher, where the text does not come bit by bit; 0: never.",
+    ),
+]
 Out = Annotated[
     Path | None, typer.Option(help="Folder for one file of each recording; what is there already is skipped.")
 ]
@@ -61,6 +71,7 @@ def transcribe(
     translate: English = False,
     words: Words = False,
     temperature: Temperature = None,
+    increment: Increment = None,
     out: Out = None,
     url: Url = "http://127.0.0.1:8000",
     model: Model = None,
@@ -75,7 +86,8 @@ def transcribe(
 
     kind: Format = "verbose_json" if words else form
     options = {"language": language, "prompt": prompt, "model": model}
-    question = _question(kind, words, translate, temperature, options)
+    numbers = {"temperature": temperature, INCREMENT: increment}
+    question = _question(kind, words, translate, numbers, options)
     try:
         check_gateway(url, api_key)
         check_texts(**{f"--{name}": value for name, value in options.items()})
@@ -93,14 +105,17 @@ def transcribe(
 
 
 def _question(
-    kind: Format, words: bool, translates: bool, temperature: float | None, options: dict[str, str | None]
+    kind: Format,
+    words: bool,
+    translates: bool,
+    numbers: dict[str, float | None],
+    options: dict[str, str | None],
 ) -> Question:
     from percept.offline.transcribe import Question
 
     fields: dict[str, str | list[str]] = {"response_format": kind}
     fields |= {name: value for name, value in options.items() if value is not None}
-    if temperature is not None:
-        fields["temperature"] = str(temperature)
+    fields |= {name: str(value) for name, value in numbers.items() if value is not None}
     if words:
         fields["timestamp_granularities[]"] = ["word", "segment"]
     return Question(translates, fields)

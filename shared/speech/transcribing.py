@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import codecs
 import re
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from protos.llm.v1 import llm_service_pb2
 from shared.deadline import Deadline
 from shared.errors import OverloadedError
-from shared.speech.question import SpeechQuestion
+from shared.speech.judging import is_doubtful, is_silence
+from shared.speech.question import Asking, SpeechQuestion
 from shared.speech.transcript import Token
 
 _LANGUAGE = re.compile(r"<\|([a-z]{2,4})\|>")
@@ -23,8 +25,8 @@ _WITHOUT_CHOICE = "en"
 
 
 Frames = Sequence[llm_service_pb2.GenerateResponse]
-Ask = Callable[[int, str, Callable[[Frames], None]], Awaitable[None]]
-"""Has one piece written down: takes its index, the language as known by then, and what takes its frames."""
+Ask = Callable[[Asking, Callable[[Frames], None]], Awaitable[None]]
+"""Has one piece written down: takes what is asked, and what takes its frames."""
 
 
 @dataclass(slots=True)
@@ -38,6 +40,7 @@ class PieceAnswer:
         news: frames that it has not taken yet, in order.
         done: the answer is complete.
         measures: how sure the model is; set with the end, where that was asked for.
+        temperature: that its tokens are chosen with.
     """
 
     start_s: float
@@ -48,6 +51,7 @@ class PieceAnswer:
     news: list[llm_service_pb2.GenerateResponse] = field(default_factory=list)
     done: bool = False
     measures: llm_service_pb2.SpeechMeasures | None = None
+    temperature: float = 0.0
     _decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
     )
@@ -72,6 +76,17 @@ class PieceAnswer:
         self.text += text
         self.new_text += text
         self.news.append(frame)
+
+    def become(self, tried: PieceAnswer) -> None:
+        """Takes over an answer that was held back, for the reader to see."""
+        self.text, self.tokens = tried.text, tried.tokens
+        self.measures, self.temperature = tried.measures, tried.temperature
+        self.new_text += tried.text
+        self.done = True
+
+    def fall_silent(self) -> None:
+        """Nobody speaks: what was written is nothing."""
+        self.text, self.tokens = "", []
 
     def _set_times(self, ends: Sequence[float]) -> None:
         """Each token is heard from where the one before ends."""
@@ -128,8 +143,11 @@ class Transcribing:
         self.answers = [PieceAnswer(start, end) for start, end in places]
         self.language = question.language
         self._marked = question.marked
+        self._judges = question.judges and question.measured
+        self._temperatures = question.temperatures
         self._ask = ask
         self._deadline = deadline
+        self._most_at_once = most_at_once
         self._places = asyncio.Semaphore(most_at_once)
         self._changed = asyncio.Event()
         self._heard = asyncio.Event()
@@ -173,29 +191,61 @@ class Transcribing:
             # One language for all: the first piece says which.
             await self._heard.wait()
         async with self._places:
-            while True:
-                try:
-                    return await self._attempt(index)
-                except OverloadedError as error:
-                    # What is begun is carried through; what has not begun is refused at once.
-                    if not self._begun or self.answers[index].tokens:
-                        raise
-                    await asyncio.sleep(min(error.retry_after, self._deadline.remaining_s()))
+            answer = self.answers[index]
+            if self._judges:
+                answer.become(await self._judged(index))
+            else:
+                await self._carried_through(index, answer, self._temperatures[0])
+                answer.done = True
+        self._changed.set()
 
-    async def _attempt(self, index: int) -> None:
-        answer = self.answers[index]
+    async def _judged(self, index: int) -> PieceAnswer:
+        """The first answer that is to be trusted, or the last of all that there is time for."""
+        shown = self.answers[index]
+        for temperature in self._temperatures:
+            tried, started = PieceAnswer(shown.start_s, shown.end_s), time.monotonic()
+            await self._carried_through(index, tried, temperature)
+            if not is_doubtful(tried) or not self._has_time(time.monotonic() - started):
+                break
+        if is_silence(tried):
+            tried.fall_silent()
+        return tried
+
+    def _has_time(self, took_s: float) -> bool:
+        """Whether another try, and all pieces that still wait, fit easily into what is left.
+
+        Args:
+            took_s: what one try took.
+        """
+        waiting = sum(not answer.done for answer in self.answers) - 1
+        return self._deadline.remaining_s() > 2 * took_s * (1 + waiting / self._most_at_once)
+
+    async def _carried_through(self, index: int, answer: PieceAnswer, temperature: float) -> None:
+        """What is begun is carried through; what has not begun is refused at once."""
+        while True:
+            try:
+                return await self._attempt(index, answer, temperature)
+            except OverloadedError as error:
+                if not self._begun or answer.tokens:
+                    raise
+                await asyncio.sleep(min(error.retry_after, self._deadline.remaining_s()))
+
+    async def _attempt(self, index: int, answer: PieceAnswer, temperature: float) -> None:
+        answer.temperature = temperature
+        shown = self.answers[index]
 
         def take(frames: Frames) -> None:
             for frame in frames:
                 answer.take(frame, marked=self._marked)
                 if not self._heard.is_set():
                     self._hear(answer)
+            if answer is not shown:
+                # Its text is held back; what it took to compute is told all the same.
+                shown.news += frames
             self._begun = True
             self._changed.set()
 
-        await self._ask(index, self.language, take)
-        answer.done = True
-        self._changed.set()
+        await self._ask(Asking(index, self.language, temperature), take)
 
     def _hear(self, answer: PieceAnswer) -> None:
         """The first token says the language, where the model chooses among several."""

@@ -58,6 +58,7 @@ class Segment:
         text: as it was written, a space in front included.
         tokens: its tokens, those of times included.
         seek_s: where the piece begins that it was heard in.
+        temperature: that its tokens were chosen with.
         no_speech_probability: that nobody speaks in that piece; 0 where the model does not tell.
     """
 
@@ -66,6 +67,7 @@ class Segment:
     text: str
     tokens: tuple[Token, ...]
     seek_s: float
+    temperature: float = 0.0
     no_speech_probability: float = 0.0
 
     @property
@@ -75,9 +77,14 @@ class Segment:
 
     @property
     def compression_ratio(self) -> float:
-        """Bytes of its text for each byte that zlib makes of them: high where text repeats itself."""
-        data = self.text.encode()
-        return len(data) / len(zlib.compress(data)) if data else 0.0
+        """See `compression_ratio`."""
+        return compression_ratio(self.text)
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes of a text for each byte that zlib makes of them: high where it repeats itself."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data)) if data else 0.0
 
 
 def text_of(tokens: Iterable[Token]) -> str:

@@ -30,15 +30,20 @@ def whole_text(answers: Sequence[PieceAnswer], question: SpeechQuestion) -> str:
 
 def segments(answers: Sequence[PieceAnswer], question: SpeechQuestion) -> list[Segment]:
     """The segments of all pieces; one for each piece where the model writes no times."""
-    found = []
+    found: list[Segment] = []
     for answer in answers:
         if question.times:
-            silence = answer.measures.no_speech_probability if answer.measures is not None else 0.0
             of_piece = segments_of(answer.tokens, answer.start_s, answer.end_s)
-            found += [replace(segment, no_speech_probability=silence) for segment in of_piece]
         elif answer.text.strip():
             tokens = tuple(answer.tokens)
-            found.append(Segment(answer.start_s, answer.end_s, answer.text, tokens, answer.start_s))
+            of_piece = [Segment(answer.start_s, answer.end_s, answer.text, tokens, answer.start_s)]
+        else:
+            continue
+        silence = answer.measures.no_speech_probability if answer.measures is not None else 0.0
+        found += [
+            replace(segment, temperature=answer.temperature, no_speech_probability=silence)
+            for segment in of_piece
+        ]
     return found
 
 

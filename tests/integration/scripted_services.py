@@ -45,6 +45,8 @@ class ScriptedLlm(
     """
 
     words: Sequence[str] = ("Hel", "lo", "!")
+    words_for: Callable[[llm_pb2.GenerateRequest], Sequence[str]] | None = None
+    measures_for: Callable[[llm_pb2.GenerateRequest], llm_pb2.SpeechMeasures] | None = None
     pause_s: float = 0.0
     linger_s: float = 0.0
     refuse_with: PerceptError | None = None
@@ -86,7 +88,8 @@ class ScriptedLlm(
         for key in keys:
             await self._event(key).wait()
         choice_count = request.sampling.choice_count or 1
-        for index, word in enumerate(self.words):
+        words = self.words if self.words_for is None else self.words_for(request)
+        for index, word in enumerate(words):
             if self.fail_with is not None and index >= self.fail_after:
                 raise self.fail_with
             await asyncio.sleep(self.pause_s)
@@ -110,6 +113,8 @@ class ScriptedLlm(
         self, request: llm_pb2.GenerateRequest, choice: int, *, last: bool
     ) -> llm_pb2.GenerateResponse:
         finish = llm_pb2.Finish(choice_index=choice, reason=llm_pb2.FINISH_REASON_STOP)
+        if request.speech_measures and self.measures_for is not None:
+            finish.speech_measures.CopyFrom(self.measures_for(request))
         if request.stopping.stop_strings:
             finish.stop_string = request.stopping.stop_strings[0]
         if last:
