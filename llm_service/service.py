@@ -28,6 +28,7 @@ from llm_service.sampling import GenerationDefaults
 from llm_service.servicer import LlmServicer, ModelFacts
 from llm_service.settings import DEFAULT_ITEM_LIMIT, LlmSettings
 from llm_service.text_tokenizer import TextTokenizer
+from llm_service.token_check import check_tokens
 from protos.llm.v1 import llm_service_pb2, llm_service_pb2_grpc
 from shared.build_faults import faults_of
 from shared.checkpoint import find_checkpoint
@@ -245,8 +246,10 @@ def _prompts_and_facts(
     vocabulary_size = family.vocabulary_size()
     layout = family.prompt_layout()
     shows = layout.shows if isinstance(layout, TakesTasks) else None
-    tokenizer = TextTokenizer.load(checkpoint.folder, family.config(), shows)
+    with faults_of(checkpoint.folder, "tokenizer", "tokenizer.json"):
+        tokenizer = TextTokenizer.load(checkpoint.folder, family.config(), shows)
     tokenizer.know(layout.added_tokens if isinstance(layout, TakesTasks) else ())
+    check_tokens(checkpoint.folder, tokenizer, layout, family.modalities)
     limits = item_limits(settings, family)
     template = _template(settings, checkpoint, family, tokenizer)
     prompts = PromptBuilder(tokenizer, layout, template, limits, vocabulary_size)

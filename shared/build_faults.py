@@ -20,7 +20,7 @@ _MAX_REASON_LENGTH = 300
 
 
 @contextmanager
-def faults_of(folder: Path | str, what: str) -> Iterator[None]:
+def faults_of(folder: Path | str, what: str, files: str = "config.json") -> Iterator[None]:
     """Names the checkpoint in `folder` where building `what` fails inside the block.
 
     Typed errors pass, as they say more; so does a library that is not installed.
@@ -36,6 +36,6 @@ def faults_of(folder: Path | str, what: str) -> Iterator[None]:
         logger.debug("building the %s failed", what, exc_info=fault)
         reason = " ".join(str(fault).split())[:_MAX_REASON_LENGTH]
         raise InvalidRequestError(
-            f"{folder}: the {what} cannot be built from the checkpoint's files, such as config.json:"
+            f"{folder}: the {what} cannot be built from {files} and what lies beside it:"
             f" {type(fault).__name__}: {reason} (--log-level debug shows where)"
         ) from fault

@@ -21,5 +21,5 @@ def make_preprocessor(folder: str, part_folders: Sequence[str] = ()) -> Preproce
     Raises:
         InvalidRequestError: the checkpoint's files do not allow it.
     """
-    with faults_of(folder, "preprocessor"):
+    with faults_of(folder, "preprocessor", "preprocessor_config.json"):
         return load_family(read_checkpoint(Path(folder), part_folders)).preprocessor()

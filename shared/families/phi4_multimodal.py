@@ -33,7 +33,7 @@ from shared.families.defaults import CommonFamily, PicturesAlone
 from shared.families.dynamic_hd import Tiling
 from shared.families.embeddings import check_fields, check_rows
 from shared.families.image_processor import check_shape, read_image_settings
-from shared.families.lora_files import Adapter, adapter_in, has_adapter
+from shared.families.lora_files import Adapter, adapter_in
 from shared.families.phi4_layout import Phi4Layout
 from shared.families.phi4_original import (
     ADAPTER_ENDS,
@@ -257,12 +257,16 @@ class Phi4MultimodalFamily(CommonFamily):
         )
 
     def _adapters(self) -> dict[str, Adapter]:
-        """Those that the checkpoint has, by the variant that each makes."""
+        """Those that the checkpoint has, by the variant that each makes.
+
+        Raises:
+            InvalidRequestError: a folder of one is there, and it is not.
+        """
         if is_original(self._checkpoint):
             among = {name: adapter_of(self._checkpoint, name) for name in ADAPTER_FOLDERS}
             return {name: adapter for name, adapter in among.items() if adapter is not None}
         folders = {name: self._checkpoint.folder / folder for name, folder in ADAPTER_FOLDERS.items()}
-        return {name: adapter_in(folder) for name, folder in folders.items() if has_adapter(folder)}
+        return {name: adapter_in(folder) for name, folder in folders.items() if folder.is_dir()}
 
     def _text_of(self, name: str, token_id: int, default: str) -> str:
         """A placeholder's text, as the tokenizer's configuration names it."""

@@ -45,7 +45,7 @@ TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class WhisperLayout:
-    """See `WritesSpeech`.
+    """See `WritesSpeech` and `NamesTokens`.
 
     Attributes:
         vocabulary_size: tokens; the one behind them stands for rows of a recording.
@@ -119,6 +119,13 @@ class WhisperLayout:
         """See `PromptLayout`."""
         assert modality == "audio", modality
         return PLACEHOLDER
+
+    def named_tokens(self) -> Mapping[str, int]:
+        """See `NamesTokens`."""
+        tasks = {f"<|{name}|>": token_id for name, token_id in self.task_ids.items()}
+        marks = {START: self.start_id, PREVIOUS: self.previous_id, WITHOUT_TIMES: self.without_times_id}
+        known = {text: token_id for text, token_id in marks.items() if token_id is not None}
+        return {**known, **self.language_ids, **tasks}
 
     def item_text(self, modality: Modality, info: MediaInfo) -> str:
         """See `WritesItems`. Nothing: a recording stands in front of the prompt."""

@@ -68,7 +68,7 @@ def test_numbers_that_build_nothing(
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"percept {service}: ")
-    assert f"{folder}: the {told} cannot be built from the checkpoint's files" in last
+    assert f"{folder}: the {told} cannot be built from {file}" in last
 
 
 @pytest.mark.parametrize("service", ["encoder", "llm"])
@@ -79,6 +79,44 @@ def test_layers_without_end(service: str, tiny_checkpoint: Callable[[str], Path]
     assert done.returncode == 1
     told = f"{folder / 'config.json'}: {path} is {10**9}; a number of layers is at most 10000"
     assert done.stderr == f"percept {service}: {told}\n"
+
+
+def test_a_tokenizer_that_cannot_be_read(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint("voxtral"), folder)
+    (folder / "tokenizer.json").write_bytes(b"\x00\xff{")
+    done = start("llm", folder)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"percept llm: {folder}: the tokenizer cannot be built from tokenizer.json")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("model_type", "token"),
+    [("granite_speech", "<|audio|>"), ("voxtral", "[AUDIO]"), ("whisper", "<|startoftranscript|>")],
+)
+def test_a_tokenizer_without_a_token_that_prompts_need(
+    model_type: str, token: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint(model_type), folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace(token, token.swapcase()))
+    done = start("llm", folder)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"percept llm: {folder}: in the tokenizer (tokenizer.json)")
+    assert token in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_tokenizer_without_words(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint("whisper"), folder)
+    (folder / "tokenizer.json").unlink()
+    done = start("llm", folder)
+    assert done.returncode == 1
+    assert done.stderr == f"percept llm: {folder} has no vocabulary: is tokenizer.json there?\n"
 
 
 @pytest.mark.parametrize(
