@@ -128,7 +128,8 @@ class OmniPreprocessor(Qwen25VLPreprocessor):
         frames = self._mel.frame_count(len(samples))
         rows = pooled_row_count(frames)
         if rows < 1:
-            raise BadMediaError(f"the recording is too short: {len(samples)} samples give no row")
+            seconds = len(samples) / self.sampling_rate
+            raise BadMediaError(f"the recording is too short for this model: {seconds:.4f} seconds")
         return np.ascontiguousarray(self._mel.heard(samples)), rows
 
 

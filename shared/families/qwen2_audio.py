@@ -67,7 +67,8 @@ class Qwen2AudioPreprocessor(AudioAlone):
         frames = self._mel.frame_count(len(samples))
         rows = _pooled(row_count(frames))
         if rows < 1:
-            raise BadMediaError(f"the recording is too short: {len(samples)} samples give no row")
+            seconds = len(samples) / self.sampling_rate
+            raise BadMediaError(f"the recording is too short for this model: {seconds:.4f} seconds")
         spectrum = self._mel(samples, self._mel.most_samples)[:, : frames + FRAMES_BEHIND]
         info = MediaInfo(row_count=rows, duration=clip.duration)
         return Features(info, {SPECTRUM: np.ascontiguousarray(spectrum)}, row_count(frames))
