@@ -1,15 +1,18 @@
 """`python -m benchmarks.overhead`: what gateway and gRPC add to a text request over the engine in process.
 
-The same prompts, each new to every cache, by turns: through the HTTP gateway,
-whole and streamed, over one connection that is kept alive; and by the engine with
-its runner in this process, its inputs made beforehand. All compute on one thread.
-The overhead of a request is the difference of its times.
+Prompts of equal length, each new to every cache: through the HTTP gateway, whole and
+streamed, over one connection that is kept alive; and by the engine with its runner in
+this process, its inputs made beforehand. All compute on one thread. Each request is
+asked right after the engine here has run one, and the engine here runs right after a
+request: both find processes that have slept, and caches full of the other's weights.
+The overhead of a request is the difference of its time and that of the run before it.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,32 @@ from protos.llm.v1 import llm_service_pb2, llm_service_pb2_grpc
 from shared.checkpoint import find_checkpoint
 from shared.families import load_family
 
+WARM_TURNS = 20
+"""Turns that are not counted."""
+
 _ARENA_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question and its tokens."""
+
+    text: str
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A run of the engine in this process, and the request after it.
+
+    Attributes:
+        first_s: seconds to the first token of the run.
+        last_s: seconds to its last one.
+    """
+
+    first_s: float
+    last_s: float
+    answer: Answer
 
 
 class EngineInProcess:
@@ -85,46 +113,53 @@ def measure(
         model, {"threads": 1}, {"workers": 1, "cache-gib": 0}, {"kv-cache-gib": 0.125, "max-model-len": 1024}
     )
     engine = EngineInProcess(model)
-    rows: list[tuple[float, float, Answer, Answer]] = []
+    turns: list[dict[bool, Pair]] = []
     with Services(parts) as services:
+        prompts = _prompts(services, WARM_TURNS + repeats, word_count)
         client = ChatClient(services.gateway)
-        for turn in range(-20, repeats):
-            rows.append(_one_turn(services, engine, client, turn, word_count, token_count))
+        for turn in range(repeats + WARM_TURNS):
+            turns.append(_one_turn(engine, client, prompts[turn], token_count, whole_first=bool(turn % 2)))
             if turn % 50 == 49:
-                print(f"overhead: {turn + 1} of {repeats}", flush=True)
+                print(f"overhead: {turn + 1} of {repeats + WARM_TURNS}", flush=True)
         client.close()
-    return _figures(rows[20:]) | {"tokens": token_count}
+    return _figures(turns[WARM_TURNS:]) | {"tokens": token_count}
 
 
-def _one_turn(
-    services: Services, engine: EngineInProcess, client: ChatClient, turn: int, word_count: int, count: int
-) -> tuple[float, float, Answer, Answer]:
-    texts = [f"{turn} {name} {words(turn + 1000, word_count)}" for name in ("one", "two", "red")]
-    message = engine.sequence(_token_ids(services, texts[0]), count)
-    first, last = engine.seconds(message)
-    # Who is asked first finds services that have slept: each goes first every other time.
-    answers: dict[bool, Answer] = {}
-    for text, stream in zip(texts[1:], (False, True)[:: 1 if turn % 2 else -1], strict=True):
-        answers[stream] = client.ask(text, count, stream=stream)
-    return first, last, answers[False], answers[True]
+def _prompts(services: Services, count: int, word_count: int) -> list[list[Prompt]]:
+    """Two prompts for each turn."""
+    with grpc.insecure_channel(services.llm, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        stub = llm_service_pb2_grpc.LlmServiceStub(channel)
+        return [
+            [_prompt(stub, f"{turn} {name} {words(turn, word_count)}") for name in ("one", "two")]
+            for turn in range(count)
+        ]
 
 
-def _token_ids(services: Services, text: str) -> list[int]:
-    """The prompt as the LLM service tokenises it."""
+def _prompt(stub: Any, text: str) -> Prompt:
+    """A question with its tokens as the LLM service counts them."""
     conversation = llm_service_pb2.Conversation(
         messages=[llm_service_pb2.Message(role="user", parts=[llm_service_pb2.ContentPart(text=text)])]
     )
     request = llm_service_pb2.TokenizeRequest(conversation=conversation)
-    with grpc.insecure_channel(services.llm, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        stub = llm_service_pb2_grpc.LlmServiceStub(channel)
-        return list(stub.Tokenize(request, timeout=10).token_ids)
+    return Prompt(text, list(stub.Tokenize(request, timeout=10).token_ids))
 
 
-def _figures(rows: list[tuple[float, float, Answer, Answer]]) -> dict[str, Any]:
-    engine = [1e3 * last for _, last, _, _ in rows]
-    whole = [1e3 * (answer.whole_s - last) for _, last, answer, _ in rows]
-    streamed = [1e3 * (answer.whole_s - last) for _, last, _, answer in rows]
-    first = [1e3 * (answer.first_s - begun) for begun, _, _, answer in rows]
+def _one_turn(
+    engine: EngineInProcess, client: ChatClient, prompts: list[Prompt], count: int, *, whole_first: bool
+) -> dict[bool, Pair]:
+    """A pair for each way: by whether it is streamed."""
+    pairs: dict[bool, Pair] = {}
+    for prompt, stream in zip(prompts, (False, True) if whole_first else (True, False), strict=True):
+        first, last = engine.seconds(engine.sequence(prompt.token_ids, count))
+        pairs[stream] = Pair(first, last, client.ask(prompt.text, count, stream=stream))
+    return pairs
+
+
+def _figures(turns: list[dict[bool, Pair]]) -> dict[str, Any]:
+    whole = [1e3 * (turn[False].answer.whole_s - turn[False].last_s) for turn in turns]
+    streamed = [1e3 * (turn[True].answer.whole_s - turn[True].last_s) for turn in turns]
+    first = [1e3 * (turn[True].answer.first_s - turn[True].first_s) for turn in turns]
+    engine = [1e3 * pair.last_s for turn in turns for pair in turn.values()]
     return {
         "overhead_ms": spread(whole),
         "overhead_p90_ms": round(percentile(whole, 90), 3),

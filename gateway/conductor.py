@@ -198,6 +198,8 @@ class _Reading:
         self._started = True
         if frame.HasField("finish"):
             self._unfinished -= 1
+            if frame.finish.HasField("last_delta"):
+                await self._frames.put(llm_service_pb2.GenerateResponse(delta=frame.finish.last_delta))
         await self._frames.put(frame)
         if not self._unfinished:
             self._frames.close()

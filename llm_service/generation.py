@@ -141,7 +141,11 @@ class Generation:
         if ended:
             choice.told = True
             self._finished_count += 1
-            frames.append(pb.GenerateResponse(finish=self._finish(choice)))
+            finish = self._finish(choice)
+            if delta is not None and self._request.deltas_may_wait:
+                # One frame costs both ends less than two.
+                finish.last_delta.CopyFrom(frames.pop().delta)
+            frames.append(pb.GenerateResponse(finish=finish))
         return frames
 
     def _finish(self, choice: Choice) -> pb.Finish:

@@ -178,8 +178,7 @@ class PromptBuilder:
         return token_ids[len(self.tokenizer.encode("")) :], rendered.task
 
     def _rules(self, token_ids: Sequence[int]) -> TokenRules:
-        layout = self._layout
-        return layout.rules(token_ids) if isinstance(layout, TakesTasks) else NO_RULES
+        return NO_RULES if self._tasks is None else self._tasks.rules(token_ids)
 
     @staticmethod
     def _as_speech(

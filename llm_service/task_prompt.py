@@ -6,12 +6,13 @@ Knows the family's layout. Does not know tokens of any model.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from shared.errors import InvalidRequestError
 from shared.families.base import MediaInfo
 from shared.families.takes_tasks import TakesTasks
+from shared.families.token_rules import TokenRules
 
 
 class TaskPrompts:
@@ -37,6 +38,10 @@ class TaskPrompts:
         """
         if count != 1:
             raise InvalidRequestError(f"a prompt of this model has one picture, not {count}", param="media")
+
+    def rules(self, token_ids: Sequence[int]) -> TokenRules:
+        """Which tokens may answer a prompt."""
+        return self._layout.rules(token_ids)
 
     def reader(self, task: str, info: MediaInfo) -> Callable[[str], str] | None:
         """What makes JSON of an answer's text; "" where that cannot be read. None where there is no task."""

@@ -54,15 +54,19 @@ class Answer:
             case "media_needed":
                 self.needed.append(list(frame.media_needed.keys))
             case "delta":
-                delta = frame.delta
-                assert delta.choice_index not in self.finishes, "a delta after the finish"
-                self.deltas.append(delta)
-                self.texts[delta.choice_index] = self.texts.get(delta.choice_index, "") + delta.text
-                self.token_ids.setdefault(delta.choice_index, []).extend(delta.token_ids)
-                self.logprobs.extend(delta.logprobs)
+                self._take_delta(frame.delta)
             case "finish":
                 assert frame.finish.choice_index not in self.finishes, "a second finish"
+                if frame.finish.HasField("last_delta"):
+                    self._take_delta(frame.finish.last_delta)
                 self.finishes[frame.finish.choice_index] = frame.finish
+
+    def _take_delta(self, delta: pb.Delta) -> None:
+        assert delta.choice_index not in self.finishes, "a delta after the finish"
+        self.deltas.append(delta)
+        self.texts[delta.choice_index] = self.texts.get(delta.choice_index, "") + delta.text
+        self.token_ids.setdefault(delta.choice_index, []).extend(delta.token_ids)
+        self.logprobs.extend(delta.logprobs)
 
     @property
     def usage(self) -> pb.Usage:

@@ -94,20 +94,19 @@ class ScriptedLlm(
                 raise self.fail_with
             await asyncio.sleep(self.pause_s)
             for choice in range(choice_count):
-                yield self._delta(request, choice, index, word)
+                if not (request.deltas_may_wait and index == len(self.words) - 1):
+                    yield llm_pb2.GenerateResponse(delta=self._delta(request, choice, index, word))
         for choice in range(choice_count):
             yield self._finish(request, choice, last=choice == choice_count - 1)
         await asyncio.sleep(self.linger_s)
 
-    def _delta(
-        self, request: llm_pb2.GenerateRequest, choice: int, index: int, word: str
-    ) -> llm_pb2.GenerateResponse:
+    def _delta(self, request: llm_pb2.GenerateRequest, choice: int, index: int, word: str) -> llm_pb2.Delta:
         delta = llm_pb2.Delta(choice_index=choice, text=word, token_ids=[index])
         if request.HasField("top_logprobs"):
             chosen = _alternative(index, word, -0.5)
             others = [_alternative(index + n, f"{word}{n}", -0.5 - n) for n in range(request.top_logprobs)]
             delta.logprobs.add(chosen=chosen, top=others)
-        return llm_pb2.GenerateResponse(delta=delta)
+        return delta
 
     def _finish(
         self, request: llm_pb2.GenerateRequest, choice: int, *, last: bool
@@ -117,6 +116,9 @@ class ScriptedLlm(
             finish.speech_measures.CopyFrom(self.measures_for(request))
         if request.stopping.stop_strings:
             finish.stop_string = request.stopping.stop_strings[0]
+        if request.deltas_may_wait and self.words:
+            index = len(self.words) - 1
+            finish.last_delta.CopyFrom(self._delta(request, choice, index, self.words[index]))
         if last:
             count = (request.sampling.choice_count or 1) * len(self.words)
             finish.usage.CopyFrom(

@@ -149,6 +149,7 @@ async def test_deltas_that_may_wait_are_joined_and_say_the_same(bench: Bench) ->
         token for delta in joined.deltas for token in delta.token_ids
     ]
     assert joined.usage.completion_token_count == 48
+    assert all(finish.HasField("last_delta") for finish in joined.finishes.values())
     assert len(joined.deltas) < len(plain.deltas) / 2
     request.stopping.stop_strings.append("never said")
     stopping = await bench.caller.ask(request)

@@ -105,7 +105,8 @@ class GenerateRequest(_message.Message):
     """
     deltas_may_wait: _builtins.bool
     """The caller shows nothing before the end: deltas between a choice's first and
-    last may come late, by about 0.1 s, and joined. Ignored beside stop strings.
+    last may come late, by about 0.1 s, and joined; the last one comes inside of
+    `finish`. Nothing waits beside stop strings.
     """
     speech_measures: _builtins.bool
     """Tell in each `finish` how sure the model is of its answer; see
@@ -709,6 +710,7 @@ class Finish(_message.Message):
     TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
     TASK_ANSWER_FIELD_NUMBER: _builtins.int
     SPEECH_MEASURES_FIELD_NUMBER: _builtins.int
+    LAST_DELTA_FIELD_NUMBER: _builtins.int
     choice_index: _builtins.int
     reason: Global___FinishReason.ValueType
     stop_string: _builtins.str
@@ -740,6 +742,12 @@ class Finish(_message.Message):
     def speech_measures(self) -> Global___SpeechMeasures:
         """How sure the model is of a transcription. Set where asked for."""
 
+    @_builtins.property
+    def last_delta(self) -> Global___Delta:
+        """The choice's last delta, where `deltas_may_wait` was set: it has no frame of
+        its own then.
+        """
+
     def __init__(
         self,
         *,
@@ -752,10 +760,11 @@ class Finish(_message.Message):
         token_seconds: _abc.Iterable[_builtins.float] | None = ...,
         task_answer: _builtins.str = ...,
         speech_measures: Global___SpeechMeasures | None = ...,
+        last_delta: Global___Delta | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["speech_measures", b"speech_measures", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_delta", b"last_delta", "speech_measures", b"speech_measures", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "reason", b"reason", "speech_measures", b"speech_measures", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "task_answer", b"task_answer", "timings", b"timings", "token_seconds", b"token_seconds", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "last_delta", b"last_delta", "reason", b"reason", "speech_measures", b"speech_measures", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "task_answer", b"task_answer", "timings", b"timings", "token_seconds", b"token_seconds", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_stopped_by: _TypeAlias = _typing.Literal["stop_string", "stop_token_id"]  # noqa: Y015
     _WhichOneofArgType_stopped_by: _TypeAlias = _typing.Literal["stopped_by", b"stopped_by"]  # noqa: Y015
