@@ -87,6 +87,9 @@ class ScriptedLlm(
                 yield _needed(missing)
         for key in keys:
             await self._event(key).wait()
+        if missing:
+            # A prefill takes longer than the encoder needs to tell how long it took itself.
+            await asyncio.sleep(0.02)
         choice_count = request.sampling.choice_count or 1
         words = self.words if self.words_for is None else self.words_for(request)
         for index, word in enumerate(words):
