@@ -152,7 +152,7 @@ async def test_logprobs_stops_seeds_and_penalties(client: openai.AsyncOpenAI) ->
         ([5, 10**6], {}, "prompt[1]"),
         ("word " * (CONTEXT + 100), {}, "prompt"),
         ("word", {"max_tokens": CONTEXT}, "max_tokens"),
-        ({"encoder_prompt": "look", "decoder_prompt": "word"}, {}, "encoder_prompt"),
+        ({"encoder_prompt": "look", "decoder_prompt": "word"}, {}, "prompt.encoder_prompt"),
         (
             "<|image_pad|>",
             {"multi_modal_data": {"image": "data:image/png;base64,AAAA"}},
@@ -249,9 +249,10 @@ async def test_whisper_in_one_prompt_and_in_two(
         assert opened[0].choices[0].text == opened[1].choices[0].text
         for wrong, param in (
             ({"encoder_prompt": {"prompt": "listen", "multi_modal_data": data}, "decoder_prompt": whole},
-             "encoder_prompt"),
-            ({"encoder_prompt": "", "decoder_prompt": whole}, "multi_modal_data"),
-            ({"prompt": whole, "multi_modal_data": {"audio": [data["audio"]] * 2}}, "multi_modal_data"),
+             "prompt.encoder_prompt"),
+            ({"encoder_prompt": "", "decoder_prompt": whole}, "prompt.encoder_prompt.multi_modal_data"),
+            ({"prompt": whole, "multi_modal_data": {"audio": [data["audio"]] * 2}},
+             "prompt.multi_modal_data"),
         ):  # fmt: skip
             with pytest.raises(openai.BadRequestError) as caught:
                 await complete(client, wrong)
