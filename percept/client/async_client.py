@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 from percept.client.answers import Answer, AnswerCollector
 from percept.client.batch import run_batch
-from percept.client.conducting import Conducting, llm_replicas
+from percept.client.beside_pictures import has_both, settled
+from percept.client.conducting import Conducting, Take, llm_replicas
 from percept.client.encoding import pause
 from percept.client.encoding_client import MOST_AT_ONCE, EncodingClient
 from percept.client.items import Item, ItemSettings
@@ -150,8 +151,18 @@ class AsyncClient(EncodingClient):
         async def take(frame: llm_service_pb2.GenerateResponse) -> None:
             collector.take(frame)
 
-        await self._conducting.generate(request, items, deadline, take)
+        await self._generate(request, items, deadline, take)
         return collector.answer
+
+    async def _generate(
+        self, request: llm_service_pb2.GenerateRequest, items: Sequence[Item], deadline: Deadline, take: Take
+    ) -> None:
+        if has_both(items):
+            model = await self._questions.model(deadline)
+            items = await asyncio.to_thread(settled, items, ServedModel.from_wire(model).facts)
+            del request.media[:]
+            request.media.extend(item.wire for item in items)
+        await self._conducting.generate(request, items, deadline, take)
 
     @overload
     async def complete(
@@ -248,7 +259,7 @@ class AsyncClient(EncodingClient):
     ) -> DeltaStream:
         return DeltaStream(
             AnswerCollector(request),
-            lambda receive: self._conducting.generate(request, items, deadline, receive),
+            lambda receive: self._generate(request, items, deadline, receive),
         )
 
     @overload

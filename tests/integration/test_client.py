@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from percept.client import AsyncClient, SamplingParams
+from protos.media.v1 import media_pb2
 from shared.errors import (
     BadMediaError,
     DeadlineError,
@@ -60,6 +61,48 @@ async def test_a_picture_goes_to_the_encoder_and_never_to_the_llm() -> None:
         assert answer.prompt == "<image>" and answer.prompt_token_ids is None
         await client.generate({**PICTURE, "multi_modal_data": {"image": [b"a picture"] * 2}})
         assert encoder.encoded == [key]
+
+
+BOTH = {media_pb2.MODALITY_IMAGE: 8, media_pb2.MODALITY_AUDIO: 8}
+VISION = '{"audio_projection_mode":"vision"}'
+
+
+@pytest.mark.parametrize(
+    ("family", "data", "own", "expected"),
+    [
+        ("phi4_multimodal", {"image": b"a", "audio": [b"b", b"c"]}, {}, ["", VISION, VISION]),
+        ("phi4_multimodal", {"audio": b"b"}, {}, [""]),
+        (
+            "phi4_multimodal",
+            {"image": b"a", "audio": b"b"},
+            {"audio": {"audio_projection_mode": "speech"}},
+            ["", '{"audio_projection_mode":"speech"}'],
+        ),
+        ("qwen2_5_omni", {"image": b"a", "audio": b"b"}, {}, ["", ""]),
+    ],
+    ids=["both", "heard alone", "said", "another family"],
+)
+async def test_recordings_beside_pictures_are_processed_as_the_gateway_does(
+    family: str, data: dict[str, Any], own: dict[str, Any], expected: list[str]
+) -> None:
+    llm, encoder = ScriptedLlm(family=family, limits=BOTH), ScriptedEncoder()
+    async with services([llm], [encoder]) as client:
+        prompt = {"prompt": "x", "multi_modal_data": data, "mm_processor_kwargs": own}
+        parts = [
+            {"type": kind, kind: value}
+            for kind, values in data.items()
+            for value in (values if isinstance(values, list) else [values])
+        ]
+        messages = [{"role": "user", "content": parts}]
+        await client.generate([prompt])
+        await client.complete(prompt)
+        await client.chat(messages, mm_processor_kwargs=own)
+        async for _ in await client.chat(messages, mm_processor_kwargs=own, stream=True):
+            pass
+        assert len(llm.requests) == 4
+        for request in llm.requests:
+            assert [item.settings for item in request.media] == expected
+            assert all(item.key in encoder.payloads for item in request.media)
 
 
 async def test_one_prompt_whole_and_streamed() -> None:
