@@ -6,7 +6,6 @@ the pieces.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from encoder_service.fair_places import FairPlaces
 from encoder_service.media.messages import PIECE_STARTS, SAMPLES, SAMPLING_RATE, Job
 from encoder_service.media.pool import WorkerPool
 from protos.encoder.v1 import encoder_service_pb2
@@ -21,6 +21,9 @@ from shared.families.base import Features
 from shared.float_wave import float_wave
 
 _JOB = Job("file", settings="", modality="audio", wish="pieces")
+_BYTES_PER_SECOND = 1024 * 1024
+"""See `FairPlaces`: an hour of MP3 lets pass what is smaller and comes within the next half minute."""
+
 _HEADER_BYTE_COUNT = len(float_wave(b"", 1))
 
 
@@ -66,7 +69,7 @@ class Splitting:
     def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
         # An hour's samples take 230 MB until the last of them is sent.
-        self._places = asyncio.Semaphore(pool.worker_count)
+        self._places = FairPlaces(pool.worker_count, _BYTES_PER_SECOND)
 
     @asynccontextmanager
     async def split(self, payload: bytes) -> AsyncIterator[SplitRecording]:
@@ -75,7 +78,7 @@ class Splitting:
         Raises:
             PerceptError: whatever decoding refuses.
         """
-        async with self._places:
+        async with self._places.place(len(payload)):
             result = await self._pool.run(_JOB, payload)
             assert isinstance(result, Features), "a file becomes arrays"
             arrays = result.arrays
