@@ -252,7 +252,7 @@ async def test_whisper_in_one_prompt_and_in_two(
              "prompt.encoder_prompt"),
             ({"encoder_prompt": "", "decoder_prompt": whole}, "prompt.encoder_prompt.multi_modal_data"),
             ({"prompt": whole, "multi_modal_data": {"audio": [data["audio"]] * 2}},
-             "prompt.multi_modal_data"),
+             "prompt.multi_modal_data.audio"),
         ):  # fmt: skip
             with pytest.raises(openai.BadRequestError) as caught:
                 await complete(client, wrong)
@@ -294,9 +294,9 @@ async def test_mllama_in_one_prompt_and_in_two(
         decode = ReferenceTokenizer(tiny_checkpoint("mllama"))
         assert answer.choices[0].text == decode(expected.new_ids)
         for encoder, decoder, param in (
-            ("<|image|><|image|>", text, "encoder_prompt"),
-            ("<|image|> look", text, "encoder_prompt"),
-            ("<|image|>", "<|begin_of_text|>Please", "multi_modal_data"),
+            ("<|image|><|image|>", text, "prompt.encoder_prompt"),
+            ("<|image|> look", text, "prompt.encoder_prompt"),
+            ("<|image|>", "<|begin_of_text|>Please", "prompt.encoder_prompt.multi_modal_data"),
         ):
             with pytest.raises(openai.BadRequestError) as caught:
                 asked = {"encoder_prompt": {"prompt": encoder, "multi_modal_data": data}}
