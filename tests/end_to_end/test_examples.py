@@ -81,5 +81,5 @@ def test_chat_says_what_the_gateway_refused(stack: UpStack, tmp_path: Path) -> N
         command, capture_output=True, text=True, timeout=60, env=clean_environment(), check=False
     )
     assert done.returncode == 1
-    assert "percept chat: 4" in done.stderr
+    assert f"percept chat: --image {broken}: 400: " in done.stderr
     assert "Traceback" not in done.stderr
