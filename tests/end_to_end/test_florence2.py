@@ -231,7 +231,7 @@ def test_more_placeholders_than_pictures(world: World) -> None:
 
 
 WRONG: dict[str, tuple[Callable[[], tuple[Any, ...]], str]] = {
-    "two pictures": (lambda: (picture(1), picture(2), "<OD>"), "one picture"),
+    "two pictures": (lambda: (picture(1), picture(2), "<OD>"), "At most 1 image"),
     "no picture": (lambda: ("<OD>",), "one picture"),
     "a task that there is not": (lambda: (picture(1), "<DANCE>"), "<DENSE_REGION_CAPTION>"),
     "words behind a task that takes none": (lambda: (picture(1), "<OD> all cats"), "no words"),
