@@ -18,7 +18,8 @@ from models.senses.recordings import record
 from models.senses.spelling import Clip
 from models.senses.thinker import STEPS_PER_SECOND
 from models.training.conversations import BROAD, HARD, converse
-from models.training.examples import Sequence, lay_out
+from models.training.drills import drill
+from models.training.examples import Sequence, drill_sequence, lay_out
 from models.training.pixels import MOST_CELLS, grid_of
 from models.training.scenes import Scene
 
@@ -51,6 +52,12 @@ def picture_lesson(tokenizer: Tokenizer, rng: random.Random, length: int, hard: 
     kind = HARD if rng.random() < hard else BROAD
     sequence = lay_out(tokenizer, converse(rng, _MOST_EXCHANGES, kind), length, rng)
     return Lesson("pictures", sequence)
+
+
+def drill_lesson(tokenizer: Tokenizer, rng: random.Random, length: int) -> Lesson:
+    """Short talks about one picture or two, none of which sees another."""
+    drilled = drill(rng)
+    return Lesson("pictures", drill_sequence(tokenizer, drilled.scenes, drilled.talks, length))
 
 
 def film_lesson(tokenizer: Tokenizer, rng: random.Random, length: int, moving: float) -> Lesson:

@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--spelling", type=int, default=Plan.spelling, help="steps of the ears alone")
     parser.add_argument("--steps", type=int, default=Plan.steps, help="steps of ears and language model")
     parser.add_argument("--refining", type=int, default=Plan.refining, help="steps on what is hardest")
+    parser.add_argument("--polishing", type=int, default=Plan.polishing, help="steps of drills after them")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--workers", type=int, default=Plan.workers, help="processes of one thread each")
     parser.add_argument("--seeing", type=Path, default=SEEING, help="the model that sees, of models.training")
@@ -30,6 +31,7 @@ def main() -> None:
         spelling=chosen.spelling,
         steps=chosen.steps,
         refining=chosen.refining,
+        polishing=chosen.polishing,
         seed=chosen.seed,
         workers=chosen.workers,
     )

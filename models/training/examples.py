@@ -5,6 +5,7 @@ Knows nothing about weights.
 """
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -24,6 +25,7 @@ from models.training.pixels import (
     patch_coordinates,
     patches,
 )
+from models.training.questions import Turn
 from models.training.scenes import Scene
 
 IGNORED = -100
@@ -37,13 +39,15 @@ class Batch:
     """One step's tensors. R sequences of T tokens with P pictures of at most MOST_CELLS cells.
 
     `rows` says, per token, which cell of all pictures stands there, or -1 for text; `visible` marks the
-    patches that exist; `labels` holds the token expected next, IGNORED outside answers.
+    patches that exist; `labels` holds the token expected next, IGNORED outside answers. `talks` says, per
+    token, to which of a sequence's talks it belongs: a talk sees itself and what belongs to none (0).
     """
 
     tokens: torch.Tensor
     labels: torch.Tensor
     positions: torch.Tensor
     rows: torch.Tensor
+    talks: torch.Tensor
     patches: torch.Tensor
     coordinates: torch.Tensor
     visible: torch.Tensor
@@ -76,7 +80,9 @@ class Sequence:
         self.cells: list[int] = []
         self.positions: list[tuple[int, int, int]] = []
         self.scenes: list[Scene] = []
+        self.talks: list[int] = []
         self.next_position = 0
+        self._talk = 0
 
     def text(self, text: str, answer: bool = False) -> None:
         for token in self._tokenizer.encode(text).ids:
@@ -100,11 +106,19 @@ class Sequence:
             self.text(exchange.turn.question)
         for scene in exchange.scenes:
             self.picture(scene)
-        if not exchange.text_first:
-            self.text(exchange.turn.question)
+        self.rest_of_exchange("" if exchange.text_first else exchange.turn.question, exchange.turn.answer)
+
+    def rest_of_exchange(self, question: str, answer: str) -> None:
+        """What comes behind the pictures."""
+        self.text(question)
         self.text(f"{vocabulary.END}\n{vocabulary.START}assistant\n")
-        self.text(f"{exchange.turn.answer}{vocabulary.END}", answer=True)
+        self.text(f"{answer}{vocabulary.END}", answer=True)
         self.text("\n")
+
+    def begin_talk(self, position: int) -> None:
+        """What follows sees nothing of the talks before it; it begins at this position."""
+        self._talk += 1
+        self.next_position = position
 
     def push(self, token: int, position: tuple[int, int, int], answer: bool = False, cell: int = -1) -> None:
         """One token; `cell` is the row that stands there, of all pictures' in this sequence."""
@@ -112,6 +126,7 @@ class Sequence:
         self.answered.append(answer)
         self.cells.append(cell)
         self.positions.append(position)
+        self.talks.append(self._talk)
 
 
 def lay_out(tokenizer: Tokenizer, conversation: Conversation, length: int, rng: random.Random) -> Sequence:
@@ -126,6 +141,26 @@ def lay_out(tokenizer: Tokenizer, conversation: Conversation, length: int, rng: 
         sequence.exchange(exchange)
         if leaping and rng.random() < 0.3:
             sequence.next_position += int(_LONGEST_GAP * rng.random() ** 2)
+    return sequence
+
+
+def drill_sequence(
+    tokenizer: Tokenizer, scenes: tuple[Scene, ...], talks: Iterable[tuple[Turn, ...]], length: int = 1 << 30
+) -> Sequence:
+    """The pictures, and the talks about them that fit into `length` tokens, none of which sees another."""
+    sequence = Sequence(tokenizer)
+    sequence.text(f"{vocabulary.START}user\n")
+    for scene in scenes:
+        sequence.picture(scene)
+    position = sequence.next_position
+    for turns in talks:
+        exchanges = [Exchange(turn) for turn in turns]
+        if len(sequence.tokens) + sum(_upper_bound(tokenizer, one) for one in exchanges) > length:
+            break
+        sequence.begin_talk(position)
+        sequence.rest_of_exchange(turns[0].question, turns[0].answer)
+        for exchange in exchanges[1:]:
+            sequence.exchange(exchange)
     return sequence
 
 
@@ -151,6 +186,7 @@ def to_tensors(sequences: list[Sequence], shape: Shape) -> Batch:
     tokens = np.zeros((shape.sequences, shape.length), dtype=np.int64)
     labels = np.full_like(tokens, IGNORED)
     rows = np.full_like(tokens, -1)
+    talks = np.zeros_like(tokens)
     positions = np.zeros((3, shape.sequences, shape.length), dtype=np.int64)
     first_picture = 0
     for index, sequence in enumerate(sequences):
@@ -161,11 +197,12 @@ def to_tensors(sequences: list[Sequence], shape: Shape) -> Batch:
         cells = np.asarray(sequence.cells)
         rows[index, :size] = np.where(cells >= 0, cells + first_picture * MOST_CELLS, -1)
         positions[:, index, :size] = np.asarray(sequence.positions).T
+        talks[index, :size] = sequence.talks
         first_picture += len(sequence.scenes)
     pictures = _Pictures(shape.pictures)
     for index, scene in enumerate(scene for sequence in sequences for scene in sequence.scenes):
         pictures.put(index, scene)
-    texts = (torch.from_numpy(array) for array in (tokens, labels, positions, rows))
+    texts = (torch.from_numpy(array) for array in (tokens, labels, positions, rows, talks))
     return Batch(*texts, *pictures.tensors())
 
 

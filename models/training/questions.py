@@ -106,11 +106,12 @@ def ask_position(rng: random.Random, scene: Scene) -> Turn | None:
         return None
     roll = rng.random()
     if roll < 0.5:
-        return _ask_beside(rng, scene)
-    return _ask_outermost(rng, scene) if roll < 0.8 else _ask_whether_beside(rng, scene)
+        return ask_beside(rng, scene)
+    return ask_outermost(rng, scene) if roll < 0.8 else ask_whether_beside(rng, scene)
 
 
-def _ask_beside(rng: random.Random, scene: Scene) -> Turn | None:
+def ask_beside(rng: random.Random, scene: Scene) -> Turn | None:
+    """What is on some side of some thing."""
     thing = rng.choice(scene.things)
     phrase = reference(rng, scene, thing)
     return None if phrase is None else beside_turn(rng, scene, thing, rng.choice(SIDES), phrase)
@@ -127,7 +128,8 @@ def beside_turn(rng: random.Random, scene: Scene, thing: Thing, side: str, phras
     return Turn("position", question, sentence(a(name(there[0]))), there[0])
 
 
-def _ask_outermost(rng: random.Random, scene: Scene) -> Turn | None:
+def ask_outermost(rng: random.Random, scene: Scene) -> Turn | None:
+    """What is the furthest on some side."""
     side = rng.choice(SIDES)
     for thing in scene.things:
         if beside(scene, thing, side) == []:
@@ -137,7 +139,8 @@ def _ask_outermost(rng: random.Random, scene: Scene) -> Turn | None:
     return None
 
 
-def _ask_whether_beside(rng: random.Random, scene: Scene) -> Turn | None:
+def ask_whether_beside(rng: random.Random, scene: Scene) -> Turn | None:
+    """Whether one thing is on some side of another."""
     one, other = rng.sample(scene.things, 2)
     side = rng.choice(SIDES)
     phrases = reference(rng, scene, one), reference(rng, scene, other)
