@@ -13,7 +13,7 @@ class Plan:
         spelling: steps in which the ears alone learn, by spelling what they hear.
         steps: steps after them, in which the language model learns to listen and to watch.
         refining: steps at the end, which dwell on what is hardest; their rate begins at `refining_share`.
-        polishing: steps in which the language model alone learns, by drills.
+        polishing: steps of drills for the language model alone; the bundled model had none.
         level: the share of the steps of a stage in which the rate stays level before it falls to zero.
         utterances: how many are spoken ahead.
     """
@@ -21,7 +21,7 @@ class Plan:
     spelling: int = 2600
     steps: int = 5000
     refining: int = 2500
-    polishing: int = 1400
+    polishing: int = 0
     seed: int = 0
     spelling_rate: float = 1.2e-3
     rate: float = 5e-4
