@@ -2,14 +2,21 @@
 
 Prompts of equal length, each new to every cache: through the HTTP gateway, whole and
 streamed, over one connection that is kept alive; and by the engine with its runner in
-this process, its inputs made beforehand. All compute on one thread. Each request is
-asked right after the engine here has run one, and the engine here runs right after a
-request: both find processes that have slept, and caches full of the other's weights.
-The overhead of a request is the difference of its time and that of the run before it.
+this process, its inputs made beforehand. All compute on one thread, in two orders.
+
+In a row: some requests one after the other, then as many runs of the engine here, and
+so on. The overhead is the difference of the two medians of a block. So services work
+that have a client, and an engine that has a caller.
+
+By turns: each request right after the engine here has run one, which leaves its weights
+in the caches and the services asleep. The overhead is the difference of the two. It says
+what the first request after a pause pays.
 """
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -38,7 +45,11 @@ from shared.families import load_family
 WARM_TURNS = 20
 """Turns that are not counted."""
 
+BLOCK = 10
+"""Requests in a row."""
+
 _ARENA_BYTES = 1024 * 1024
+_NUMBERS = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +125,7 @@ def measure(
     )
     engine = EngineInProcess(model)
     turns: list[dict[bool, Pair]] = []
+    blocks: list[dict[bool, float]] = []
     with Services(parts) as services:
         prompts = _prompts(services, WARM_TURNS + repeats, word_count)
         client = ChatClient(services.gateway)
@@ -121,17 +133,21 @@ def measure(
             turns.append(_one_turn(engine, client, prompts[turn], token_count, whole_first=bool(turn % 2)))
             if turn % 50 == 49:
                 print(f"overhead: {turn + 1} of {repeats + WARM_TURNS}", flush=True)
+        for _ in range(2 + repeats // BLOCK):
+            rows = [prompt for pair in _prompts(services, 3 * BLOCK // 2, word_count) for prompt in pair]
+            blocks.append(_one_block(engine, client, rows, token_count))
         client.close()
-    return _figures(turns[WARM_TURNS:]) | {"tokens": token_count}
+    return _in_a_row(blocks[2:]) | _by_turns(turns[WARM_TURNS:]) | {"tokens": token_count}
 
 
 def _prompts(services: Services, count: int, word_count: int) -> list[list[Prompt]]:
-    """Two prompts for each turn."""
+    """Two prompts for each turn, such as no cache has seen."""
+    numbers = [next(_NUMBERS) for _ in range(count)]
     with grpc.insecure_channel(services.llm, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub = llm_service_pb2_grpc.LlmServiceStub(channel)
         return [
             [_prompt(stub, f"{turn} {name} {words(turn, word_count)}") for name in ("one", "two")]
-            for turn in range(count)
+            for turn in numbers
         ]
 
 
@@ -155,16 +171,37 @@ def _one_turn(
     return pairs
 
 
-def _figures(turns: list[dict[bool, Pair]]) -> dict[str, Any]:
+def _one_block(
+    engine: EngineInProcess, client: ChatClient, prompts: list[Prompt], count: int
+) -> dict[bool, float]:
+    """Medians of requests in a row, by whether they are streamed, over that of runs in a row; seconds."""
+    third = len(prompts) // 3
+    asked = {
+        stream: [client.ask(prompt.text, count, stream=stream).whole_s for prompt in some]
+        for stream, some in ((False, prompts[:third]), (True, prompts[third : 2 * third]))
+    }
+    messages = [engine.sequence(prompt.token_ids, count) for prompt in prompts[2 * third :]]
+    runs = statistics.median([engine.seconds(message)[1] for message in messages])
+    return {stream: statistics.median(seconds) - runs for stream, seconds in asked.items()}
+
+
+def _in_a_row(blocks: list[dict[bool, float]]) -> dict[str, Any]:
+    return {
+        "overhead_ms": spread([1e3 * block[False] for block in blocks]),
+        "streamed_overhead_ms": spread([1e3 * block[True] for block in blocks]),
+    }
+
+
+def _by_turns(turns: list[dict[bool, Pair]]) -> dict[str, Any]:
     whole = [1e3 * (turn[False].answer.whole_s - turn[False].last_s) for turn in turns]
     streamed = [1e3 * (turn[True].answer.whole_s - turn[True].last_s) for turn in turns]
     first = [1e3 * (turn[True].answer.first_s - turn[True].first_s) for turn in turns]
     engine = [1e3 * pair.last_s for turn in turns for pair in turn.values()]
     return {
-        "overhead_ms": spread(whole),
-        "overhead_p90_ms": round(percentile(whole, 90), 3),
-        "streamed_overhead_ms": spread(streamed),
-        "first_token_overhead_ms": spread(first),
+        "after_a_pause_ms": spread(whole),
+        "after_a_pause_p90_ms": round(percentile(whole, 90), 3),
+        "streamed_after_a_pause_ms": spread(streamed),
+        "first_token_after_a_pause_ms": spread(first),
         "engine_ms": spread(engine),
     }
 
