@@ -161,7 +161,8 @@ def test_requests_are_answered_with_media_of_a_folder(stack: UpStack, media: Pat
     source, target = write(tmp_path / "requests.jsonl", requests), tmp_path / "answers.jsonl"
     flags = ["--input", source, "--output", target, "--url", stack.url, "--media-folder", media]
     done = percept("generate", *flags)
-    assert done.returncode == 1 and done.stderr == "23 answered, 0 were there, 1 failed\n"
+    told = "23 answered, 0 were there, 1 failed: the output has their errors, --retry-failed asks again\n"
+    assert (done.returncode, done.stderr) == (1, told)
     answers = read(target)
     assert answers.keys() == {one["custom_id"] for one in requests}
     assert answers["wrong"]["response"]["status_code"] == 400
