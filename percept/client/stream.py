@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 from percept.client.answers import Answer, AnswerCollector, Delta
 from protos.llm.v1 import llm_service_pb2
 
+Got = TypeVar("Got")
 Got_co = TypeVar("Got_co", covariant=True)
 
 # Deltas that wait for a slow reader; then flow control holds the service back.
 _MAX_WAITING = 64
 
 Receive = Callable[[llm_service_pb2.GenerateResponse], Awaitable[None]]
+Fill: TypeAlias = Callable[[Callable[[Got], Awaitable[None]]], Coroutine[Any, Any, None]]
 
 
 class Deltas(Protocol[Got_co]):
@@ -34,35 +36,27 @@ class Deltas(Protocol[Got_co]):
         ...
 
 
-class DeltaStream(AsyncIterator[Delta]):
-    """The deltas of one answer. Leave it early with `aclose`, or by dropping it: the request is cancelled."""
+class FilledStream(AsyncIterator[Got]):
+    """What a task comes upon. Leave it early with `aclose`, or by dropping it: the task is cancelled."""
 
-    def __init__(
-        self, collector: AnswerCollector, generate: Callable[[Receive], Coroutine[Any, Any, None]]
-    ) -> None:
+    def __init__(self, fill: Fill[Got]) -> None:
         """
         Args:
-            generate: has the request answered; every frame goes to its argument.
+            fill: comes upon it; must not hold the stream, which could not be dropped then.
         """
-        self._collector = collector
-        self._queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(_MAX_WAITING)
-        self._task = asyncio.create_task(_fill(self._queue, collector, generate))
+        self._queue: asyncio.Queue[Got | BaseException | None] = asyncio.Queue(_MAX_WAITING)
+        self._task = asyncio.create_task(_fill(self._queue, fill))
         self._loop = asyncio.get_running_loop()
         self._ended = False
 
-    @property
-    def answer(self) -> Answer:
-        """What has come so far; whole once the stream has ended."""
-        return self._collector.answer
-
-    def __aiter__(self) -> DeltaStream:
+    def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Delta:
+    async def __anext__(self) -> Got:
         if self._ended:
             raise StopAsyncIteration
         got = await self._queue.get()
-        if isinstance(got, Delta):
+        if got is not None and not isinstance(got, BaseException):
             return got
         self._ended = True
         if got is not None:
@@ -81,18 +75,37 @@ class DeltaStream(AsyncIterator[Delta]):
             self._loop.call_soon_threadsafe(task.cancel)
 
 
-async def _fill(
-    queue: asyncio.Queue[Delta | BaseException | None],
-    collector: AnswerCollector,
-    generate: Callable[[Receive], Coroutine[Any, Any, None]],
-) -> None:
-    async def receive(frame: llm_service_pb2.GenerateResponse) -> None:
-        delta = collector.take(frame)
-        if delta is not None:
-            await queue.put(delta)
+class DeltaStream(FilledStream[Delta]):
+    """The deltas of one answer; see `FilledStream`."""
 
+    def __init__(
+        self, collector: AnswerCollector, generate: Callable[[Receive], Coroutine[Any, Any, None]]
+    ) -> None:
+        """
+        Args:
+            generate: has the request answered; every frame goes to its argument.
+        """
+
+        async def fill(put: Callable[[Delta], Awaitable[None]]) -> None:
+            async def receive(frame: llm_service_pb2.GenerateResponse) -> None:
+                delta = collector.take(frame)
+                if delta is not None:
+                    await put(delta)
+
+            await generate(receive)
+
+        super().__init__(fill)
+        self._collector = collector
+
+    @property
+    def answer(self) -> Answer:
+        """What has come so far; whole once the stream has ended."""
+        return self._collector.answer
+
+
+async def _fill(queue: asyncio.Queue[Got | BaseException | None], fill: Fill[Got]) -> None:
     try:
-        await generate(receive)
+        await fill(queue.put)
     except Exception as fault:
         await queue.put(fault)
     else:
