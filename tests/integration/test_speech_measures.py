@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import pytest
 import torch
 
 from llm_service.answer_measures import AnswerMeasures
-from llm_service.engine.messages import EngineStatus
 from llm_service.runner.cpu.looking_decoder import CpuLookingDecoder
 from shared.families.token_rules import SpeechTask
 from tests.families.whisper import build
+from tests.integration.test_token_times import Check, in_every_way
 from tests.integration.test_whisper import ASKED, COUNT, Asked, World
 
 MEASURED = [Asked(asked.clip, replace(asked.task, from_start=True)) for asked in ASKED]
@@ -78,19 +77,7 @@ def measures_of(world: World, local: Any, asked: Asked, sequence_id: int) -> tup
     return message.no_speech_probability, message.mean_logprob
 
 
-Check = Callable[[EngineStatus], bool]
-
-
-@pytest.mark.parametrize(
-    ("changes", "check"),
-    [
-        ({}, lambda status: status.preemption_count == 0),
-        ({"max_num_batched_tokens": 23}, lambda status: status.step_count > 80),
-        ({"block_count": 126}, lambda status: status.preemption_count > 0),
-        ({"enable_prefix_caching": False}, lambda status: status.prefix_hit_token_count == 0),
-    ],
-    ids=["at once", "small steps", "preempted", "no cache"],
-)
+@in_every_way
 def test_measures_are_those_of_transformers(
     world: MeasuringWorld, changes: dict[str, object], check: Check
 ) -> None:

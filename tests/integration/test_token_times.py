@@ -110,8 +110,7 @@ def test_times_tell_recordings_apart(world: TimedWorld) -> None:
 
 Check = Callable[[EngineStatus], bool]
 
-
-@pytest.mark.parametrize(
+in_every_way = pytest.mark.parametrize(
     ("changes", "check"),
     [
         ({}, lambda status: status.preemption_count == 0),
@@ -121,6 +120,9 @@ Check = Callable[[EngineStatus], bool]
     ],
     ids=["at once", "small steps", "preempted", "no cache"],
 )
+
+
+@in_every_way
 def test_all_at_once_beside_others(world: TimedWorld, changes: dict[str, object], check: Check) -> None:
     local = world.engine(**changes)
     timed = [world.add_timed(local, asked) for asked in ASKED]

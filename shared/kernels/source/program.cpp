@@ -113,8 +113,8 @@ class Linear {
     }
 
     void stream(int64_t row, int64_t column, Floats low, Floats high) const {
-        low = finished(row, column, o_.columns, low);
-        high = finished(row, column + LANES, o_.columns, high);
+        low = finished(row, column, low);
+        high = finished(row, column + LANES, high);
         stream_line((Element *)o_.output + row * o_.output_stride + column, Type::pair(low, high));
     }
 
@@ -148,8 +148,8 @@ class Linear {
     }
 
     // Of a vector whose columns are all there.
-    Floats finished(int64_t row, int64_t column, int64_t end, Floats sums) const {
-        Floats value = activate<Type>(o_.activation, with_bias(sums, column, end));
+    Floats finished(int64_t row, int64_t column, Floats sums) const {
+        Floats value = activate<Type>(o_.activation, with_bias(sums, column, o_.columns));
         if (o_.residual) value += Type::load((const Element *)o_.residual + row * o_.residual_stride + column);
         return value;
     }

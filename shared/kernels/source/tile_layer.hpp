@@ -134,7 +134,6 @@ class TileLayer {
                 multiply(panel, piece, packed_, steps_of(piece) * TILE_BYTES, sums, next, finish);
             }
         }
-        finished_ = {};
         hand_on_rows(finish);
     }
 
