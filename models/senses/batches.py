@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from models.senses.ears import FRAMES_PER_ROW
-from models.senses.lessons import Lesson, drill_lesson, film_lesson, picture_lesson, sound_lesson
+from models.senses.lessons import Lesson, film_lesson, picture_lesson, sound_lesson
 from models.senses.pool import Pool
 from models.senses.spelling import to_spectra, to_targets
 from models.training.examples import Batch, Shape, to_tensors
@@ -26,7 +26,6 @@ class Portions:
     Attributes:
         moving: the share of films in which something moves; in the others things appear.
         hard: the share of conversations about pictures that dwell on what is hard.
-        drills: the share of sequences about pictures that are drills instead of conversations.
         length: tokens of a sequence.
         pictures, clips: how many fit into a batch.
         frames: of a spectrogram.
@@ -38,7 +37,6 @@ class Portions:
     of_beeps: int = 2
     moving: float = 0.5
     hard: float = 0.5
-    drills: float = 0.0
     length: int = 192
     pictures: int = 26
     clips: int = 14
@@ -85,7 +83,7 @@ def build_batch(tokenizer: Tokenizer, portions: Portions, pool: Pool, seed: str,
         *[lambda: film_lesson(tokenizer, rng, portions.length, portions.moving)] * portions.of_films,
         *[lambda: _sound(tokenizer, portions, pool, rng, "voice")] * portions.of_voices,
         *[lambda: _sound(tokenizer, portions, pool, rng, "beeps")] * portions.of_beeps,
-        *[lambda: _picture(tokenizer, portions, rng)] * portions.of_pictures,
+        *[lambda: picture_lesson(tokenizer, rng, portions.length, portions.hard)] * portions.of_pictures,
     ]
     for index, make in enumerate(makers):
         behind = len(makers) - index - 1
@@ -100,12 +98,6 @@ def build_batch(tokenizer: Tokenizer, portions: Portions, pool: Pool, seed: str,
         room["clips"] -= len(lesson.clips)
         lessons.append(lesson)
     return _to_tensors(lessons, portions)
-
-
-def _picture(tokenizer: Tokenizer, portions: Portions, rng: random.Random) -> Lesson:
-    if portions.drills and rng.random() < portions.drills:
-        return drill_lesson(tokenizer, rng, portions.length)
-    return picture_lesson(tokenizer, rng, portions.length, portions.hard)
 
 
 def _sound(tokenizer: Tokenizer, portions: Portions, pool: Pool, rng: random.Random, skill: str) -> Lesson:

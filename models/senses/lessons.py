@@ -18,8 +18,7 @@ from models.senses.recordings import record
 from models.senses.spelling import Clip
 from models.senses.thinker import STEPS_PER_SECOND
 from models.training.conversations import BROAD, HARD, converse
-from models.training.drills import drill
-from models.training.examples import Sequence, drill_sequence, lay_out
+from models.training.examples import Sequence, lay_out
 from models.training.pixels import MOST_CELLS, grid_of
 from models.training.scenes import Scene
 
@@ -54,12 +53,6 @@ def picture_lesson(tokenizer: Tokenizer, rng: random.Random, length: int, hard: 
     return Lesson("pictures", sequence)
 
 
-def drill_lesson(tokenizer: Tokenizer, rng: random.Random, length: int) -> Lesson:
-    """Short talks about one picture or two, none of which sees another."""
-    drilled = drill(rng)
-    return Lesson("pictures", drill_sequence(tokenizer, drilled.scenes, drilled.talks, length))
-
-
 def film_lesson(tokenizer: Tokenizer, rng: random.Random, length: int, moving: float) -> Lesson:
     """Films while there is room."""
     lesson: Lesson | None = None
@@ -72,7 +65,7 @@ def film_lesson(tokenizer: Tokenizer, rng: random.Random, length: int, moving: f
             if lesson.scenes:
                 return lesson
             continue
-        _exchange(lesson, rng, question, film)
+        put_exchange(lesson, rng, question, film)
 
 
 def sound_lesson(
@@ -92,7 +85,7 @@ def sound_lesson(
             continue
         if not lesson.clips:
             lesson.skill = question.skill
-        _exchange(lesson, rng, question, clip)
+        put_exchange(lesson, rng, question, clip)
 
 
 def clip_rows(clip: Clip) -> int:
@@ -110,7 +103,8 @@ def _recorded(rng: random.Random, pool: Pool, skill: str) -> tuple[Clip, Questio
     return Clip(record(pool.samples(number), rng), words), ask_about_speech(rng, words)
 
 
-def _exchange(lesson: Lesson, rng: random.Random, question: Question, item: Film | Clip) -> None:
+def put_exchange(lesson: Lesson, rng: random.Random, question: Question, item: Film | Clip) -> None:
+    """Asks about an item, mostly behind it, at times in front of it."""
     sequence, text_first = lesson.sequence, rng.random() < 0.25
     sequence.text(f"{tokens.START}user\n")
     if text_first:

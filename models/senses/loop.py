@@ -1,4 +1,4 @@
-"""The training loop: ears first, then ears and language model, then this alone; a rerun continues.
+"""The training loop: ears first, then ears and language model; a rerun continues.
 
 One process per worker, each with one thread and its own share of the batch; they meet once per step, to
 average gradients. Knows nothing about what is in a batch.
@@ -66,7 +66,6 @@ def _work(number: int, plan: Plan, seeing: Path, folder: Path, meeting: Path) ->
         ("spelling", plan.spelling),
         ("senses", plan.steps),
         ("refining", plan.refining),
-        ("polishing", plan.polishing),
     ):
         bar = tqdm(
             total=total,
@@ -92,7 +91,7 @@ class Worker:
         self._learner = SensesLearner(
             Qwen2VLForConditionalGeneration.from_pretrained(seeing, dtype=torch.float32)
         )
-        self.done = {"spelling": 0, "senses": 0, "refining": 0, "polishing": 0}
+        self.done = {"spelling": 0, "senses": 0, "refining": 0}
         self._state = self._read()
         self._ahead = ThreadPoolExecutor(1)
         self._began = time.monotonic()
@@ -101,8 +100,6 @@ class Worker:
         """The rest of a stage."""
         if self.done[stage] >= total:
             return
-        if stage == "polishing":
-            self._learner.freeze_ears()
         self._optimizers = self._optimizers_of(stage)
         step: Callable[[Any], torch.Tensor] = (
             self._spelling_step() if stage == "spelling" else self._senses_step()
@@ -190,14 +187,12 @@ class Worker:
         plan = self._plan
         if stage == "spelling":
             return self._clips
-        later = {"refining": plan.refining_portions, "polishing": plan.polishing_portions}
-        portions = later.get(stage, plan.portions)
+        portions = plan.refining_portions if stage == "refining" else plan.portions
         seed = f"{stage}/{plan.seed}"
         return lambda number: build_batch(self._tokenizer, portions, self._pool, seed, self._share(number))
 
     def _share_of_rate(self, stage: str) -> float:
-        later = {"refining": self._plan.refining_share, "polishing": self._plan.polishing_share}
-        return later.get(stage, 1.0)
+        return self._plan.refining_share if stage == "refining" else 1.0
 
     def _share(self, number: int) -> int:
         return number * self._plan.workers + self._number

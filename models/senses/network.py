@@ -1,6 +1,6 @@
 """The model in training: the one that sees, ears beside it, one more layer of language, a head that spells.
 
-Only ears and language model learn, at the end the language model alone; what is seen is computed as before.
+Only ears and language model learn; what is seen is computed as before.
 Knows how a step's losses come about.
 """
 
@@ -33,11 +33,6 @@ class SensesLearner(nn.Module):
         self.model.model.visual.requires_grad_(False)
         self.ears = new_ears()
         self.spelling = nn.Linear(WIDTH, len(SYMBOLS))
-
-    def freeze_ears(self) -> None:
-        """From now on only the language model learns."""
-        self.ears.requires_grad_(False)
-        self.spelling.requires_grad_(False)
 
     def forward(
         self, batch: dict[str, torch.Tensor], spectra: torch.Tensor, frame_counts: torch.Tensor

@@ -13,7 +13,6 @@ class Plan:
         spelling: steps in which the ears alone learn, by spelling what they hear.
         steps: steps after them, in which the language model learns to listen and to watch.
         refining: steps at the end, which dwell on what is hardest; their rate begins at `refining_share`.
-        polishing: steps of drills for the language model alone; the bundled model had none.
         level: the share of the steps of a stage in which the rate stays level before it falls to zero.
         utterances: how many are spoken ahead.
     """
@@ -21,7 +20,6 @@ class Plan:
     spelling: int = 2600
     steps: int = 5000
     refining: int = 2500
-    polishing: int = 0
     seed: int = 0
     spelling_rate: float = 1.2e-3
     rate: float = 5e-4
@@ -29,7 +27,6 @@ class Plan:
     warmup: int = 100
     level: float = 0.4
     refining_share: float = 0.5
-    polishing_share: float = 1.0
     utterances: int = 40000
     save_every: int = 100
     workers: int = 2
@@ -38,19 +35,6 @@ class Plan:
     refining_portions: Portions = field(
         default_factory=lambda: Portions(
             of_pictures=9, of_films=3, of_voices=2, of_beeps=2, moving=0.35, hard=0.65, pictures=30
-        )
-    )
-    polishing_portions: Portions = field(
-        default_factory=lambda: Portions(
-            of_pictures=9,
-            of_films=1,
-            of_voices=1,
-            of_beeps=1,
-            moving=0.35,
-            drills=0.78,
-            length=256,
-            pictures=30,
-            clips=8,
         )
     )
 

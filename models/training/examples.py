@@ -5,7 +5,6 @@ Knows nothing about weights.
 """
 
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -39,15 +38,13 @@ class Batch:
     """One step's tensors. R sequences of T tokens with P pictures of at most MOST_CELLS cells.
 
     `rows` says, per token, which cell of all pictures stands there, or -1 for text; `visible` marks the
-    patches that exist; `labels` holds the token expected next, IGNORED outside answers. `talks` says, per
-    token, to which of a sequence's talks it belongs: a talk sees itself and what belongs to none (0).
+    patches that exist; `labels` holds the token expected next, IGNORED outside answers.
     """
 
     tokens: torch.Tensor
     labels: torch.Tensor
     positions: torch.Tensor
     rows: torch.Tensor
-    talks: torch.Tensor
     patches: torch.Tensor
     coordinates: torch.Tensor
     visible: torch.Tensor
@@ -81,6 +78,7 @@ class Sequence:
         self.positions: list[tuple[int, int, int]] = []
         self.scenes: list[Scene] = []
         self.talks: list[int] = []
+        self.asked: list[tuple[int, Turn]] = []
         self.next_position = 0
         self._talk = 0
 
@@ -103,14 +101,19 @@ class Sequence:
     def exchange(self, exchange: Exchange) -> None:
         self.text(f"{vocabulary.START}user\n")
         if exchange.text_first:
-            self.text(exchange.turn.question)
+            self.question(exchange.turn)
         for scene in exchange.scenes:
             self.picture(scene)
-        self.rest_of_exchange("" if exchange.text_first else exchange.turn.question, exchange.turn.answer)
+        if not exchange.text_first:
+            self.question(exchange.turn)
+        self.answer(exchange.turn.answer)
 
-    def rest_of_exchange(self, question: str, answer: str) -> None:
-        """What comes behind the pictures."""
-        self.text(question)
+    def question(self, turn: Turn) -> None:
+        self.asked.append((len(self.tokens), turn))
+        self.text(turn.question)
+
+    def answer(self, answer: str) -> None:
+        """The end of a question's message, and the answer's."""
         self.text(f"{vocabulary.END}\n{vocabulary.START}assistant\n")
         self.text(f"{answer}{vocabulary.END}", answer=True)
         self.text("\n")
@@ -136,7 +139,7 @@ def lay_out(tokenizer: Tokenizer, conversation: Conversation, length: int, rng: 
         sequence.text(f"{vocabulary.START}system\n{conversation.system}{vocabulary.END}\n")
     leaping = rng.random() < 0.35
     for exchange in conversation.exchanges:
-        if len(sequence.tokens) + _upper_bound(tokenizer, exchange) > length:
+        if len(sequence.tokens) + upper_bound(tokenizer, exchange) > length:
             break
         sequence.exchange(exchange)
         if leaping and rng.random() < 0.3:
@@ -144,27 +147,8 @@ def lay_out(tokenizer: Tokenizer, conversation: Conversation, length: int, rng: 
     return sequence
 
 
-def drill_sequence(
-    tokenizer: Tokenizer, scenes: tuple[Scene, ...], talks: Iterable[tuple[Turn, ...]], length: int = 1 << 30
-) -> Sequence:
-    """The pictures, and the talks about them that fit into `length` tokens, none of which sees another."""
-    sequence = Sequence(tokenizer)
-    sequence.text(f"{vocabulary.START}user\n")
-    for scene in scenes:
-        sequence.picture(scene)
-    position = sequence.next_position
-    for turns in talks:
-        exchanges = [Exchange(turn) for turn in turns]
-        if len(sequence.tokens) + sum(_upper_bound(tokenizer, one) for one in exchanges) > length:
-            break
-        sequence.begin_talk(position)
-        sequence.rest_of_exchange(turns[0].question, turns[0].answer)
-        for exchange in exchanges[1:]:
-            sequence.exchange(exchange)
-    return sequence
-
-
-def _upper_bound(tokenizer: Tokenizer, exchange: Exchange) -> int:
+def upper_bound(tokenizer: Tokenizer, exchange: Exchange) -> int:
+    """Tokens of an exchange, at the most."""
     words = tokenizer.encode(exchange.turn.question + exchange.turn.answer).ids
     return len(words) + 11 + sum(2 + MOST_CELLS for _ in exchange.scenes)
 
@@ -186,7 +170,6 @@ def to_tensors(sequences: list[Sequence], shape: Shape) -> Batch:
     tokens = np.zeros((shape.sequences, shape.length), dtype=np.int64)
     labels = np.full_like(tokens, IGNORED)
     rows = np.full_like(tokens, -1)
-    talks = np.zeros_like(tokens)
     positions = np.zeros((3, shape.sequences, shape.length), dtype=np.int64)
     first_picture = 0
     for index, sequence in enumerate(sequences):
@@ -197,12 +180,11 @@ def to_tensors(sequences: list[Sequence], shape: Shape) -> Batch:
         cells = np.asarray(sequence.cells)
         rows[index, :size] = np.where(cells >= 0, cells + first_picture * MOST_CELLS, -1)
         positions[:, index, :size] = np.asarray(sequence.positions).T
-        talks[index, :size] = sequence.talks
         first_picture += len(sequence.scenes)
     pictures = _Pictures(shape.pictures)
     for index, scene in enumerate(scene for sequence in sequences for scene in sequence.scenes):
         pictures.put(index, scene)
-    texts = (torch.from_numpy(array) for array in (tokens, labels, positions, rows, talks))
+    texts = (torch.from_numpy(array) for array in (tokens, labels, positions, rows))
     return Batch(*texts, *pictures.tensors())
 
 

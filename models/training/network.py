@@ -167,17 +167,9 @@ def answer_logits(model: Qwen2VLForConditionalGeneration, cells: torch.Tensor, b
     pictured = cells.flatten(0, 1)[batch.rows.clamp(min=0)]
     hidden = torch.where((batch.rows >= 0)[..., None], pictured.to(words.dtype), words)
     turns = language.rotary_emb(hidden, batch.positions)
-    hiding = _hiding(batch.talks)
+    length = hidden.shape[1]
+    later = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)
     for layer in language.layers:
-        hidden = layer(hidden, attention_mask=hiding, position_embeddings=turns)
+        hidden = layer(hidden, attention_mask=later, position_embeddings=turns)
     logits: torch.Tensor = model.lm_head(language.norm(hidden))
     return logits
-
-
-def _hiding(talks: torch.Tensor) -> torch.Tensor:
-    """What is added to attention's scores: a token sees no later one, and none of another talk."""
-    length = talks.shape[1]
-    query, key = talks[:, :, None], talks[:, None, :]
-    seen = ((key == query) | (key == 0)) & torch.ones((length, length), dtype=torch.bool).tril()
-    hidden: torch.Tensor = torch.zeros(()).masked_fill(~seen, torch.finfo(torch.float32).min)
-    return hidden[:, None]

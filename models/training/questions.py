@@ -29,12 +29,20 @@ from models.training.scenes import CLEARLY_APART, COLOURS, SHAPES, Number, Scene
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its right answer. `focus` is the one thing that "it" means afterwards, if any."""
+    """A question and its right answer.
+
+    Attributes:
+        focus: the one thing that "it" means afterwards, if any.
+        mentions: phrases of the question, in order, and the things that they mean.
+        compares: whether the question is about where the first mentioned thing lies, seen from the second.
+    """
 
     skill: str
     question: str
     answer: str
     focus: Thing | Number | None = None
+    mentions: tuple[tuple[str, Thing], ...] = ()
+    compares: bool = False
 
 
 Asker = Callable[[random.Random, Scene], Turn | None]
@@ -60,7 +68,8 @@ def ask_colour(rng: random.Random, scene: Scene) -> Turn | None:
 
 def colour_turn(rng: random.Random, it: str, focus: Thing | Number) -> Turn:
     question = wordings.put(rng, wordings.COLOUR_OF, it=it)
-    return Turn("colour", question, sentence(focus.colour), focus)
+    mentions = ((it, focus),) if isinstance(focus, Thing) and it != "it" else ()
+    return Turn("colour", question, sentence(focus.colour), focus, mentions)
 
 
 def ask_shape(rng: random.Random, scene: Scene) -> Turn | None:
@@ -123,9 +132,10 @@ def beside_turn(rng: random.Random, scene: Scene, thing: Thing, side: str, phras
     if there is None or len(there) > 1 or (not there and rng.random() < 0.5):
         return None
     question = wordings.put(rng, wordings.BESIDE[side], it=phrase)
+    mentions = () if phrase == "it" else ((phrase, thing),)
     if not there:
-        return Turn("position", question, "Nothing.")
-    return Turn("position", question, sentence(a(name(there[0]))), there[0])
+        return Turn("position", question, "Nothing.", None, mentions)
+    return Turn("position", question, sentence(a(name(there[0]))), there[0], mentions)
 
 
 def ask_outermost(rng: random.Random, scene: Scene) -> Turn | None:
@@ -148,7 +158,8 @@ def ask_whether_beside(rng: random.Random, scene: Scene) -> Turn | None:
     if phrases[0] is None or phrases[1] is None or abs(apart) < CLEARLY_APART:
         return None
     question = wordings.put(rng, wordings.WHETHER_BESIDE[side], it=phrases[0], other=phrases[1])
-    return Turn("position", question, yes_or_no(apart > 0), one)
+    mentions = ((phrases[0], one), (phrases[1], other))
+    return Turn("position", question, yes_or_no(apart > 0), one, mentions, compares=True)
 
 
 def ask_presence(rng: random.Random, scene: Scene) -> Turn | None:

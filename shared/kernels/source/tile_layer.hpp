@@ -86,8 +86,8 @@ class TileLayer {
         static thread_local TileMemory memory;
         take_tiles(TILE);
         part_ = item / groups_;
-        first_row_ = part_ * count_ / parts_;
-        part_rows_ = (part_ + 1) * count_ / parts_ - first_row_;
+        first_row_ = begin_of_part(part_);
+        part_rows_ = std::min(count_, begin_of_part(part_ + 1)) - first_row_;
         tiles_ = (part_rows_ + TILE - 1) / TILE;
         first_panel_ = item % groups_ * per_group_;
         end_panel_ = std::min(panels_, first_panel_ + per_group_);
@@ -149,6 +149,12 @@ class TileLayer {
                 }
             }
         }
+    }
+
+    // In whole pairs of tiles: a pair takes as long with a row as with all.
+    int64_t begin_of_part(int64_t part) const {
+        int64_t pairs = (count_ + 2 * TILE - 1) / (2 * TILE);
+        return part * pairs / parts_ * 2 * TILE;
     }
 
     int64_t begin_of(int64_t piece) const { return steps_ * piece / pieces_; }

@@ -1,24 +1,12 @@
 """The quick forward pass for training equals transformers' own, on pictures of several grids at once."""
 
 import random
-from collections import Counter
-from itertools import islice
 
 import torch
 from transformers import Qwen2VLForConditionalGeneration
 
-from models.training.conversations import Exchange, converse
-from models.training.drills import drill
-from models.training.examples import (
-    IGNORED,
-    Batch,
-    Sequence,
-    Shape,
-    build_batch,
-    drill_sequence,
-    lay_out,
-    to_tensors,
-)
+from models.training.conversations import converse
+from models.training.examples import IGNORED, Batch, Shape, build_batch, lay_out
 from models.training.network import answer_logits, encode_pictures, new_config
 from models.training.plan import Plan, rate_share
 from models.training.vocabulary import IMAGE, build_tokenizer
@@ -105,48 +93,3 @@ def test_rate_rises_holds_and_falls() -> None:
     assert rate_share(plan, 0) == 0.01
     assert rate_share(plan, 500) == 1.0
     assert 0 < rate_share(plan, 999) < 0.01
-
-
-@torch.no_grad()
-def test_a_talk_of_a_drill_is_read_as_if_it_were_alone() -> None:
-    torch.manual_seed(0)
-    model, tokenizer = Qwen2VLForConditionalGeneration(new_config()).eval(), build_tokenizer()
-    model.set_attn_implementation("eager")
-    followed = 0
-    for seed in range(12):
-        drilled = drill(random.Random(seed))
-        talks = tuple(islice(drilled.talks, 4))
-        followed += sum(len(turns) > 1 for turns in talks)
-        alone = []
-        for first, *later in talks:
-            sequence = Sequence(tokenizer)
-            for exchange in (Exchange(first, drilled.scenes), *(Exchange(turn) for turn in later)):
-                sequence.exchange(exchange)
-            alone.append(sequence)
-        together = answers(model, [drill_sequence(tokenizer, drilled.scenes, talks)])
-        torch.testing.assert_close(together, answers(model, alone), atol=1e-4, rtol=1e-4)
-    assert followed > 0
-
-
-def answers(model: Qwen2VLForConditionalGeneration, sequences: list[Sequence]) -> torch.Tensor:
-    """Logits of every token of an answer, in order."""
-    shape = Shape(
-        max(len(one.tokens) for one in sequences), len(sequences), sum(len(one.scenes) for one in sequences)
-    )
-    batch = to_tensors(sequences, shape)
-    logits = answer_logits(model, encode_pictures(model.model.visual, batch), batch)
-    return logits[batch.labels != IGNORED]
-
-
-def test_drills_dwell_on_what_is_hard() -> None:
-    asked: Counter[str] = Counter()
-    for seed in range(200):
-        drilled = drill(random.Random(seed))
-        for turns in islice(drilled.talks, 5):
-            asked[turns[0].skill] += 1
-            assert len(turns) <= 3
-            if turns[0].skill == "position":
-                assert 2 <= len(drilled.scenes[0].things) <= 3
-            assert (turns[0].skill == "compare") == (len(drilled.scenes) == 2)
-    assert asked["compare"] > 300
-    assert asked["position"] > max(asked[skill] for skill in ("describe", "colour", "shape", "count"))

@@ -6,7 +6,6 @@ before it. What comes often here is what is hardest. Knows nothing about tokens 
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from models.training.comparisons import (
     ask_about_one,
@@ -15,8 +14,7 @@ from models.training.comparisons import (
     ask_which_has_more,
     ask_which_shows,
 )
-from models.training.conversations import Lesson as Taste
-from models.training.conversations import any_scene, follow_up, scene_pair
+from models.training.conversations import follow_up
 from models.training.questions import (
     Turn,
     ask_beside,
@@ -29,13 +27,14 @@ from models.training.questions import (
     ask_shape,
     ask_whether_beside,
 )
+from models.training.sayings import reference
 from models.training.scenes import Scene
 
-PAIRS = 0.45
 _FOLLOWED = 0.25
-_TASTE = Taste(kinds=(1, 1, 0, 0), numbers=0.06, skills=(), counts=(4, 30, 38, 15, 13))
+_TRIES, _MOST_MENTIONS = 3, 5
+_BEGINNINGS = ("Is", "Is", "is", "What is left of", "What is above", "Which shape is below", "What color is")
 _ABOUT_ONE = (
-    (ask_whether_beside, 9),
+    (ask_whether_beside, 22),
     (ask_beside, 5),
     (ask_outermost, 3),
     (ask_description, 3),
@@ -48,30 +47,15 @@ _ABOUT_ONE = (
 _POSITIONS = (ask_whether_beside, ask_beside, ask_outermost)
 _ABOUT_TWO = (
     (ask_which_shows, 6),
-    (ask_larger_number, 4),
+    (ask_larger_number, 5),
     (ask_about_one, 3),
     (ask_which_has_more, 1),
     (ask_same, 1),
 )
 
 
-@dataclass(frozen=True)
-class Drill:
-    """One picture or two, and what is asked about them: talks without end, none of which knows another."""
-
-    scenes: tuple[Scene, ...]
-    talks: Iterator[tuple[Turn, ...]]
-
-
-def drill(rng: random.Random) -> Drill:
-    if rng.random() < PAIRS:
-        pair = scene_pair(rng)
-        return Drill(pair, _compare(rng, *pair))
-    scene = any_scene(rng, _TASTE)
-    return Drill((scene,), _ask(rng, scene))
-
-
-def _ask(rng: random.Random, scene: Scene) -> Iterator[tuple[Turn, ...]]:
+def drill_single(rng: random.Random, scene: Scene) -> Iterator[tuple[Turn, ...]]:
+    """Talks without end about one picture."""
     while True:
         asker = _chosen(rng, _ABOUT_ONE)
         if asker in _POSITIONS and not 2 <= len(scene.things) <= 3:
@@ -81,11 +65,27 @@ def _ask(rng: random.Random, scene: Scene) -> Iterator[tuple[Turn, ...]]:
             yield _followed(rng, scene, turn)
 
 
-def _compare(rng: random.Random, one: Scene, other: Scene) -> Iterator[tuple[Turn, ...]]:
+def drill_pair(rng: random.Random, one: Scene, other: Scene) -> Iterator[tuple[Turn, ...]]:
+    """Talks without end about two."""
     while True:
         turn = _chosen(rng, _ABOUT_TWO)(rng, one, other)
         if turn is not None:
             yield (turn,)
+
+
+def mentions(rng: random.Random, scene: Scene) -> list[Turn]:
+    """Beginnings of questions that end with a mention, mostly by shape alone where that will do."""
+    turns = []
+    for thing in rng.sample(scene.things, len(scene.things)):
+        phrases = {reference(rng, scene, thing) for _ in range(_TRIES)} - {None}
+        alone = sum(other.shape == thing.shape for other in scene.things) == 1
+        if alone and rng.random() < 0.7:
+            phrases = {f"the {thing.shape}"}
+        for phrase in sorted(filter(None, phrases))[:2]:
+            turns.append(
+                Turn("position", f"{rng.choice(_BEGINNINGS)} {phrase}", "", thing, ((phrase, thing),))
+            )
+    return turns[:_MOST_MENTIONS]
 
 
 def _followed(rng: random.Random, scene: Scene, turn: Turn) -> tuple[Turn, ...]:
