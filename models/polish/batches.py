@@ -106,8 +106,8 @@ class _Arrays:
             for place, (token, answered) in enumerate(zip(sequence.tokens, sequence.answered, strict=True))
             if answered
         ]
-        self._where += [(first + place, *known) for place, *known in segment.hints.where]
-        self._apart += [(first + place, *known) for place, *known in segment.hints.apart]
+        self._where += [(first + place, across, down) for place, across, down in segment.hints.where]
+        self._apart += [(first + place, across, down) for place, across, down in segment.hints.apart]
 
     def _hinted(self, hints: list[Place]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         hints = hints[: self._shape.hinted]

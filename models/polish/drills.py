@@ -28,27 +28,29 @@ from models.training.questions import (
     ask_whether_beside,
 )
 from models.training.sayings import reference
-from models.training.scenes import Scene
+from models.training.scenes import Scene, Thing
 
 _FOLLOWED = 0.25
-_TRIES, _MOST_MENTIONS = 3, 5
+_BY_SHAPE = 0.6
+_MOST_MENTIONS = 5
+_TRIES = 20
 _BEGINNINGS = ("Is", "Is", "is", "What is left of", "What is above", "Which shape is below", "What color is")
 _ABOUT_ONE = (
-    (ask_whether_beside, 22),
-    (ask_beside, 5),
+    (ask_whether_beside, 9),
+    (ask_beside, 6),
     (ask_outermost, 3),
-    (ask_description, 3),
+    (ask_description, 8),
     (ask_colour, 4),
     (ask_shape, 1),
-    (ask_count, 4),
+    (ask_count, 7),
     (ask_presence, 2),
     (ask_number, 1),
 )
 _POSITIONS = (ask_whether_beside, ask_beside, ask_outermost)
 _ABOUT_TWO = (
     (ask_which_shows, 6),
-    (ask_larger_number, 5),
-    (ask_about_one, 3),
+    (ask_larger_number, 6),
+    (ask_about_one, 5),
     (ask_which_has_more, 1),
     (ask_same, 1),
 )
@@ -73,19 +75,30 @@ def drill_pair(rng: random.Random, one: Scene, other: Scene) -> Iterator[tuple[T
             yield (turn,)
 
 
+def comparisons(rng: random.Random, scene: Scene) -> Iterator[tuple[Turn, ...]]:
+    """Whether one thing is beside another; none where no two things are apart, or have names."""
+    for _ in range(_TRIES if 2 <= len(scene.things) <= 3 else 0):
+        turn = ask_whether_beside(rng, scene, _by_shape)
+        if turn is not None:
+            yield (turn,)
+
+
 def mentions(rng: random.Random, scene: Scene) -> list[Turn]:
-    """Beginnings of questions that end with a mention, mostly by shape alone where that will do."""
+    """Beginnings of questions that end with a mention."""
     turns = []
     for thing in rng.sample(scene.things, len(scene.things)):
-        phrases = {reference(rng, scene, thing) for _ in range(_TRIES)} - {None}
-        alone = sum(other.shape == thing.shape for other in scene.things) == 1
-        if alone and rng.random() < 0.7:
-            phrases = {f"the {thing.shape}"}
-        for phrase in sorted(filter(None, phrases))[:2]:
+        for phrase in sorted(filter(None, {_by_shape(rng, scene, thing), _by_shape(rng, scene, thing)})):
             turns.append(
                 Turn("position", f"{rng.choice(_BEGINNINGS)} {phrase}", "", thing, ((phrase, thing),))
             )
     return turns[:_MOST_MENTIONS]
+
+
+def _by_shape(rng: random.Random, scene: Scene, thing: Thing) -> str | None:
+    """A phrase that means this thing, mostly its shape alone where that will do: what is hardest to find."""
+    if rng.random() < _BY_SHAPE and sum(other.shape == thing.shape for other in scene.things) == 1:
+        return f"the {thing.shape}"
+    return reference(rng, scene, thing)
 
 
 def _followed(rng: random.Random, scene: Scene, turn: Turn) -> tuple[Turn, ...]:

@@ -8,11 +8,12 @@ token. Knows nothing about tensors.
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from models.polish.drills import drill_pair, drill_single, mentions
+from models.polish.drills import comparisons, drill_pair, drill_single, mentions
 from models.polish.hints import Hints, hints
 from models.polish.stock import MOST_PICTURES, Rows, Stock
 from models.senses.lessons import Lesson, clip_rows, put_exchange
@@ -30,7 +31,8 @@ _LONGEST = 256
 """Tokens of a segment, at the most."""
 _SHORTEST = 70
 """With less room than this, a row is full."""
-_TRIES = 4
+_TRIES = 8
+_COMPARISONS = 5
 _OTHER_WEIGHT = 3.0
 """Answers in a drill are many to a segment; those about films and recordings count more, each."""
 
@@ -110,6 +112,15 @@ def _mentioned(tokenizer: Tokenizer, stock: Stock, rng: random.Random, room: int
     number = rng.randrange(stock.sizes.singles)
     scene = stock.items.single(number)
     sequence = drill_sequence(tokenizer, (scene,), (), room, mentions(rng, scene))
+    return _pictured(tokenizer, sequence, stock.pictures("singles", number))
+
+
+def _compared(tokenizer: Tokenizer, stock: Stock, rng: random.Random, room: int) -> Segment:
+    """A picture and whether one thing is beside another, nothing else."""
+    number = rng.randrange(stock.sizes.singles)
+    scene = stock.items.single(number)
+    talks = islice(comparisons(rng, scene), _COMPARISONS)
+    sequence = drill_sequence(tokenizer, (scene,), talks, room)
     return _pictured(tokenizer, sequence, stock.pictures("singles", number))
 
 
@@ -214,6 +225,7 @@ def _heard(lesson: Lesson, rows: Rows) -> Segment:
 
 
 LOCATING: Makers = ((_mentioned, 1),)
+COMPARING: Makers = ((_compared, 1),)
 POLISHING: Makers = (
     (_single, 16),
     (_pair, 8),

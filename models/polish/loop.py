@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from models.polish.batches import Batch, build_batch
 from models.polish.exam import Exam, accuracy, picture_exam, senses_exam
-from models.polish.lessons import LOCATING, POLISHING
+from models.polish.lessons import COMPARING, LOCATING, POLISHING
 from models.polish.network import HINT_WEIGHT, LanguageModel, deepen, losses, open_thinker
 from models.polish.plan import Plan
 from models.polish.stock import Sizes, Stock, Towers, make_stock
@@ -102,7 +102,8 @@ class Worker:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             known = self._forward(tensors)
         spoken, *hinted = losses(known, tensors)
-        (spoken + HINT_WEIGHT * sum(hinted)).backward()
+        total = spoken + HINT_WEIGHT * sum(hinted)
+        total.backward()  # type: ignore[no-untyped-call]
         if plan.workers > 1:
             average_gradients(self._learner, plan.workers)
         torch.nn.utils.clip_grad_norm_(self._learner.parameters(), 1.0)
@@ -112,7 +113,8 @@ class Worker:
 
     def _batch(self, number: int) -> Batch:
         plan, share = self._plan, number * self._plan.workers + self._number
-        makers = LOCATING if number < plan.locating else POLISHING
+        compared = plan.locating + plan.comparing
+        makers = LOCATING if number < plan.locating else COMPARING if number < compared else POLISHING
         return build_batch(self._tokenizer, self._stock, plan.shape, str(plan.seed), share, makers)
 
     def save(self) -> None:

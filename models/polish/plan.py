@@ -13,6 +13,7 @@ class Plan:
     Attributes:
         behind: the layers of the language model behind which new ones are put.
         locating: the first steps, in which things are only mentioned and located.
+        comparing: the steps after them, in which two things of a picture are compared and nothing else.
         steps: of training, those included; the rate rises for `warmup` of them, is level for a share of
             `level` of them, and falls to zero.
         rate: of AdamW, for vectors and embeddings.
@@ -21,6 +22,7 @@ class Plan:
 
     behind: tuple[int, ...] = (1, 3)
     locating: int = 600
+    comparing: int = 600
     steps: int = 6000
     seed: int = 0
     rate: float = 4e-4

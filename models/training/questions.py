@@ -46,6 +46,7 @@ class Turn:
 
 
 Asker = Callable[[random.Random, Scene], Turn | None]
+Refer = Callable[[random.Random, Scene, Thing], str | None]
 
 
 def ask_description(rng: random.Random, scene: Scene) -> Turn | None:
@@ -149,11 +150,11 @@ def ask_outermost(rng: random.Random, scene: Scene) -> Turn | None:
     return None
 
 
-def ask_whether_beside(rng: random.Random, scene: Scene) -> Turn | None:
-    """Whether one thing is on some side of another."""
+def ask_whether_beside(rng: random.Random, scene: Scene, refer: Refer = reference) -> Turn | None:
+    """Whether one thing is on some side of another; `refer` says what both are called."""
     one, other = rng.sample(scene.things, 2)
     side = rng.choice(SIDES)
-    phrases = reference(rng, scene, one), reference(rng, scene, other)
+    phrases = refer(rng, scene, one), refer(rng, scene, other)
     apart = distance(other, one, side)
     if phrases[0] is None or phrases[1] is None or abs(apart) < CLEARLY_APART:
         return None

@@ -19,7 +19,7 @@ from models.polish.drills import drill_pair, drill_single
 from models.polish.exam import accuracy, picture_exam
 from models.polish.export import export
 from models.polish.items import Items
-from models.polish.lessons import LOCATING, POLISHING, Segment, drill_sequence, fill_row, shown
+from models.polish.lessons import COMPARING, LOCATING, POLISHING, Segment, drill_sequence, fill_row, shown
 from models.polish.loop import Worker
 from models.polish.network import LanguageModel, deepen, open_thinker
 from models.polish.plan import Plan
@@ -132,7 +132,7 @@ def test_new_layers_change_nothing_at_first() -> None:
 def test_hints_say_where_what_is_mentioned_lies(stock: Stock) -> None:
     tokenizer, rng = tokens.build_tokenizer(), random.Random(3)
     known = {"where": 0, "apart": 0}
-    for makers in (LOCATING, POLISHING, POLISHING, POLISHING):
+    for makers in (LOCATING, COMPARING, POLISHING):
         for segment in fill_row(tokenizer, stock, rng, 1024, makers):
             things = {
                 (thing.x, thing.y): thing for scene in segment.sequence.scenes for thing in scene.things
