@@ -47,7 +47,7 @@ protos: $(STAMP) ## Generate the gRPC code again
 	@rm -f $(patsubst %.proto,%_pb2_grpc.py,$(shell grep -L '^service' $(PROTO_SOURCES))) \
 		$(patsubst %.proto,%_pb2_grpc.pyi,$(shell grep -L '^service' $(PROTO_SOURCES)))
 
-percept-tiny: $(STAMP) ## Train the bundled model again (five hours on 2 cores; resumes; needs espeak-ng)
+percept-tiny: $(STAMP) ## Train the bundled model again (five hours on 2 cores; resumes; needs espeak-ng; ARGS of models.polish)
 	$(BIN)/python -m models.training
 	$(BIN)/python -m models.senses
 	$(BIN)/python -m models.polish $(ARGS)

@@ -33,10 +33,14 @@ class Batch:
     """One step's tensors.
 
     `given` is what stands in place of a word where `is_given`; `talks` says, per token, to which talk of
-    which segment it belongs (64 numbers a segment, of which the first is seen by the whole segment).
+    which segment it belongs (`TALKS` numbers a segment, of which the first is seen by the whole segment).
     `places` are the tokens, counted through all rows, behind which `labels` are expected, each of which
     counts by its weight. `where` and `apart` are what tokens in between are to know, at `where_places` and
     `apart_places`; those that are nobody's are at -1.
+
+    Shapes: (rows, length) of `tokens`, `is_given` and `talks`, (rows, length, width) of `given`,
+    (3, rows, length) of `positions`, (answered,) of `places`, `labels` and `weights`, (hinted,) of
+    `where_places` and `apart_places`, (hinted, 2) of `where` and `apart`.
     """
 
     tokens: torch.Tensor
@@ -66,7 +70,7 @@ def build_batch(
 
 
 def to_tensors(rows: list[list[Segment]], shape: Shape) -> Batch:
-    """The rows side by side; what answers have no room for is not learnt."""
+    """The rows side by side; answers and hints beyond the room for them are dropped, the last rows' first."""
     arrays = _Arrays(shape)
     for index, segments in enumerate(rows):
         start = 0

@@ -26,8 +26,13 @@ def export(checkpoint: Path, plan: Plan, model: Path, folder: Path) -> None:
     LanguageModel(thinker).load_state_dict(state["learner"])
     folder.mkdir(parents=True, exist_ok=True)
     for path in model.iterdir():
-        if path.name not in ("config.json", "model.safetensors"):
+        if path.is_file() and path.name not in ("config.json", "model.safetensors"):
             shutil.copy(path, folder / path.name)
-    weights = {name: weight.to(torch.float16) for name, weight in thinker.state_dict().items()}
+    # The language model's head is its embedding, which is stored once.
+    weights = {
+        name: weight.to(torch.float16)
+        for name, weight in thinker.state_dict().items()
+        if name != "lm_head.weight"
+    }
     thinker.save_pretrained(folder, state_dict=weights)
     (folder / "model.safetensors").chmod(0o644)

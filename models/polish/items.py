@@ -1,7 +1,7 @@
 """What lessons are about: pictures, pairs, films, conversations' pictures and recordings, by number.
 
 Item `n` of a kind follows from the seed and n alone, so that it need not be kept. Knows nothing about
-weights, tokens or questions.
+weights or tokens.
 """
 
 import random

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from models.polish.drills import comparisons, drill_pair, drill_single, mentions
 from models.polish.hints import Hints, hints
-from models.polish.stock import MOST_PICTURES, Rows, Stock
+from models.polish.stock import Rows, Stock
 from models.senses.lessons import Lesson, clip_rows, put_exchange
 from models.senses.questions import ask_about_beeps, ask_about_film, ask_about_speech
 from models.senses.speech import MOST_WORDS
@@ -29,6 +29,8 @@ from models.training.scenes import Scene
 
 _LONGEST = 256
 """Tokens of a segment, at the most."""
+_LONGEST_TALK = 200
+"""Of those, a conversation's."""
 _SHORTEST = 70
 """With less room than this, a row is full."""
 _TRIES = 8
@@ -58,7 +60,7 @@ class Segment:
 
 Maker = Callable[[Tokenizer, Stock, random.Random, int], Segment]
 Makers = tuple[tuple[Maker, float], ...]
-"""How segments are made, and how often."""
+"""How segments are made, and how often each is tried; long ones find room less often."""
 
 
 def fill_row(
@@ -71,7 +73,7 @@ def fill_row(
         make = rng.choices([maker for maker, _ in makers], [weight for _, weight in makers])[0]
         segment = make(tokenizer, stock, rng, min(room, _LONGEST))
         size = len(segment.sequence.tokens)
-        if size > room or not segment.teaches:
+        if size > min(room, _LONGEST) or not segment.teaches:
             tries += 1
             continue
         segments.append(segment)
@@ -83,7 +85,7 @@ def drill_sequence(
     tokenizer: Tokenizer,
     scenes: tuple[Scene, ...],
     talks: Iterable[tuple[Turn, ...]],
-    length: int = 1 << 30,
+    length: int,
     mentioned: Iterable[Turn] = (),
 ) -> Sequence:
     """The pictures, what is mentioned, and the talks that fit into `length` tokens; none sees another."""
@@ -159,9 +161,7 @@ def _asked_first(tokenizer: Tokenizer, stock: Stock, rng: random.Random, room: i
 
 def _conversation(tokenizer: Tokenizer, stock: Stock, rng: random.Random, room: int) -> Segment:
     number = rng.randrange(stock.sizes.conversations)
-    sequence = lay_out(tokenizer, stock.items.conversation(number), min(room, 200), rng)
-    if len(sequence.scenes) > MOST_PICTURES:
-        return Segment(Sequence(tokenizer))
+    sequence = lay_out(tokenizer, stock.items.conversation(number), min(room, _LONGEST_TALK), rng)
     return Segment(sequence, shown(sequence, stock.pictures("conversations", number)))
 
 
@@ -185,8 +185,7 @@ def voice_segment(tokenizer: Tokenizer, stock: Stock, rng: random.Random, room: 
     words = [word for number in numbers for word in stock.utterances.words(number)]
     question = ask_about_speech(rng, tuple(words))
     lesson = Lesson(question.skill, Sequence(tokenizer))
-    samples = [stock.samples("voices", number) for number in numbers]
-    clips = [Clip(np.zeros(size, np.float32), ()) for size in samples]
+    clips = [_clip(stock, "voices", number) for number in numbers]
     put_exchange(lesson, rng, question, Clip(np.zeros(160 * 4 * sum(map(clip_rows, clips)), np.float32), ()))
     rows = [
         stock.recording("voices", number)[: clip_rows(clip)]

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,6 @@ class Worker:
         path = self._folder / "checkpoint.pt"
         partial = path.with_suffix(".partial")
         state = {
-            "plan": json.dumps(asdict(self._plan)),
             "done": self.done,
             "learner": self._learner.state_dict(),
             "optimizers": self._optimizers.state(),

@@ -4,7 +4,6 @@ Knows how the files are made and read. Knows nothing about what is asked.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,13 +53,14 @@ class Stock:
     """The items of a folder and their rows.
 
     Attributes:
+        folder: where it is kept.
         items: what the rows are of.
         utterances: what voices say: recording `n` is of utterance `n`.
         sizes: how many there are.
     """
 
     def __init__(self, folder: Path, seed: str) -> None:
-        self.items = Items(seed)
+        self.folder, self.items = folder, Items(seed)
         self.utterances = Pool(folder / "utterances")
         self.sizes = Sizes(**json.loads((folder / "sizes.json").read_text()))
         self._rows = {kind: np.load(folder / f"{kind}.npy", mmap_mode="r") for kind in asdict(self.sizes)}
@@ -85,7 +85,13 @@ class Stock:
 
 
 def make_stock(folder: Path, model: Path, seed: str, sizes: Sizes, workers: int = 2) -> Stock:
-    """Draws, speaks and encodes all items into the folder, unless it has them."""
+    """Draws, speaks and encodes all items into the folder, unless it has them.
+
+    What was interrupted is begun again, save what was spoken. Rows of another model are not told apart.
+
+    Raises:
+        ValueError: the folder has another number of items.
+    """
     if not (folder / "sizes.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         make_pool(folder / "utterances", int(seed.encode().hex(), 16) % 2**31, sizes.voices)
@@ -94,8 +100,13 @@ def make_stock(folder: Path, model: Path, seed: str, sizes: Sizes, workers: int 
             np.lib.format.open_memmap(folder / f"{kind}.npy", mode="w+", dtype=np.float16, shape=shape)
         spawn: Callable[..., object] = torch.multiprocessing.spawn  # type: ignore[attr-defined]
         spawn(_fill, (workers, folder, model, seed, sizes), workers)
-        (folder / "sizes.json").write_text(json.dumps(asdict(sizes)))
-    return Stock(folder, seed)
+        partial = folder / "sizes.partial"
+        partial.write_text(json.dumps(asdict(sizes)))
+        partial.replace(folder / "sizes.json")
+    stock = Stock(folder, seed)
+    if stock.sizes != sizes:
+        raise ValueError(f"{folder} has {stock.sizes}, not {sizes}; remove it to have it made anew")
+    return stock
 
 
 def _shape_of(kind: str, count: int) -> tuple[int, ...]:
@@ -107,7 +118,6 @@ def _shape_of(kind: str, count: int) -> tuple[int, ...]:
 
 def _fill(worker: int, workers: int, folder: Path, model: Path, seed: str, sizes: Sizes) -> None:
     """One worker's share of every kind."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     towers, items = Towers(model), Items(seed)
     utterances = Pool(folder / "utterances")
@@ -115,7 +125,7 @@ def _fill(worker: int, workers: int, folder: Path, model: Path, seed: str, sizes
         "singles": lambda number: (items.single(number),),
         "pairs": items.pair,
         "films": lambda number: items.film(number).scenes,
-        "conversations": lambda number: conversation_scenes(items, number),
+        "conversations": lambda number: _conversation_scenes(items, number),
     }
     sounds_of: dict[str, Callable[[int], Samples]] = {
         "voices": utterances.samples,
@@ -135,10 +145,9 @@ def _fill(worker: int, workers: int, folder: Path, model: Path, seed: str, sizes
                 towers.listen(clips, rows[start : numbers.stop])
 
 
-def conversation_scenes(items: Items, number: int) -> Sequence[Scene]:
-    """The pictures of a conversation, in order; none of one with too many."""
-    scenes = [scene for exchange in items.conversation(number).exchanges for scene in exchange.scenes]
-    return scenes[:MOST_PICTURES]
+def _conversation_scenes(items: Items, number: int) -> Sequence[Scene]:
+    """The pictures of a conversation, in order."""
+    return [scene for exchange in items.conversation(number).exchanges for scene in exchange.scenes]
 
 
 class Towers:

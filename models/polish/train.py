@@ -24,6 +24,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=_FOLDER, help="for items, checkpoints and the log")
     parser.add_argument("--output", type=Path, default=BUNDLED, help="where the model is exported to")
     chosen = parser.parse_args()
+    if chosen.output.resolve() == chosen.model.resolve():
+        parser.error("--output must not be --model")
     plan = Plan(steps=chosen.steps, seed=chosen.seed, workers=chosen.workers)
     export(train(plan, chosen.model, chosen.folder), plan, chosen.model, chosen.output)
 

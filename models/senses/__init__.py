@@ -1,4 +1,4 @@
-"""Teaches percept-tiny to hear and to watch: what it sees stays as `models.training` taught it.
+"""Teaches the model that sees to hear and to watch: what it sees stays as `models.training` taught it.
 
 The model of `models.training` becomes a Qwen2.5-Omni thinker with the same tower and the same language
 model, number for number (`thinker`); ears are put beside them. Reading order: `speech`, `pool` and `beeps`

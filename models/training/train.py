@@ -12,7 +12,7 @@ from models.training.plan import Plan
 
 _FOLDER = Path(__file__).parents[1] / ".training"
 SEEING = _FOLDER / "seeing"
-"""The model that sees, of which `models.senses` makes the bundled one."""
+"""The model that sees, of which `models.senses` makes the one that hears."""
 
 
 def main() -> None:

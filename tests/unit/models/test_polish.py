@@ -6,17 +6,19 @@ from collections import Counter
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from models import BUNDLED
 from models.polish.batches import Shape, to_tensors
 from models.polish.drills import drill_pair, drill_single
-from models.polish.exam import accuracy, picture_exam
+from models.polish.exam import accuracy, picture_exam, senses_exam
 from models.polish.export import export
 from models.polish.items import Items
 from models.polish.lessons import COMPARING, LOCATING, POLISHING, Segment, drill_sequence, fill_row, shown
@@ -25,8 +27,13 @@ from models.polish.network import LanguageModel, deepen, open_thinker
 from models.polish.plan import Plan
 from models.polish.stock import MOST_PICTURES, Sizes, Stock, Towers, make_stock
 from models.senses import tokens
+from models.senses.beeps import sound
 from models.senses.ears import WIDTH
+from models.senses.lessons import clip_rows
+from models.senses.recordings import record
+from models.senses.spelling import Clip
 from models.senses.thinker import thinker_config
+from models.training.cases import SKILLS
 from models.training.conversations import Exchange
 from models.training.examples import Sequence
 from models.training.pixels import MOST_CELLS
@@ -40,7 +47,7 @@ PLAN = Plan(
     workers=1,
     compiled=False,
     shape=Shape(rows=2, length=256, answered=256),
-    sizes=Sizes(singles=2, pairs=2, films=2, conversations=2, voices=2, beeps=2),
+    sizes=Sizes(singles=8, pairs=2, films=2, conversations=2, voices=2, beeps=2),
 )
 
 
@@ -83,7 +90,7 @@ def test_a_talk_of_a_drill_is_read_as_if_it_were_alone() -> None:
             for exchange in (Exchange(first, scenes), *(Exchange(turn) for turn in later)):
                 sequence.exchange(exchange)
             alone.append([pictured(sequence, rows)])
-        together = [[pictured(drill_sequence(tokenizer, scenes, talks), rows)]]
+        together = [[pictured(drill_sequence(tokenizer, scenes, talks, 1000), rows)]]
         torch.testing.assert_close(logits_of(together), logits_of(alone), atol=1e-4, rtol=1e-4)
     assert followed > 0
 
@@ -132,25 +139,29 @@ def test_new_layers_change_nothing_at_first() -> None:
 
 
 def test_hints_say_where_what_is_mentioned_lies(stock: Stock) -> None:
-    tokenizer, rng = tokens.build_tokenizer(), random.Random(3)
-    known = {"where": 0, "apart": 0}
+    tokenizer, rng, known = tokens.build_tokenizer(), random.Random(3), Counter[str]()
     for makers in (LOCATING, COMPARING, POLISHING):
         for segment in fill_row(tokenizer, stock, rng, 1024, makers):
-            things = {
-                (thing.x, thing.y): thing for scene in segment.sequence.scenes for thing in scene.things
-            }
-            for place, x, y in segment.hints.where:
-                word = tokenizer.decode([segment.sequence.tokens[place]]).strip().lower()
-                assert word in ("one", "shape") or word in things[x, y].shape
-                known["where"] += 1
-            for place, across, down in segment.hints.apart:
-                assert not segment.sequence.answered[place] and segment.sequence.answered[place + 1]
-                assert any(
-                    (one.x - other.x, one.y - other.y) == (across, down)
-                    for one in things.values()
-                    for other in things.values()
-                )
-                known["apart"] += 1
+            sequence, hints = segment.sequence, segment.hints
+            if makers is POLISHING and not hints.where and not hints.apart:
+                continue  # A conversation, or nothing that is mentioned.
+            where, apart = iter(hints.where), iter(hints.apart)
+            for start, turn in sequence.asked:
+                after_picture = any(cell >= 0 for cell in sequence.cells[:start])
+                for phrase, thing in turn.mentions if after_picture else ():
+                    place, x, y = next(where)
+                    said = tokenizer.decode(sequence.tokens[start : place + 1]).lower()
+                    assert said.endswith(phrase)
+                    assert (x, y) == (thing.x, thing.y)
+                    known["where"] += 1
+                if turn.compares:
+                    (_, one), (_, other) = turn.mentions
+                    place, across, down = next(apart)
+                    assert place > start
+                    assert not sequence.answered[place] and sequence.answered[place + 1]
+                    assert (across, down) == (one.x - other.x, one.y - other.y)
+                    known["apart"] += 1
+            assert not [*where, *apart]
     assert known["where"] > known["apart"] > 0
 
 
@@ -195,13 +206,30 @@ def test_the_stock_keeps_what_the_towers_see(stock: Stock) -> None:
         np.testing.assert_allclose(stock.pictures("films", number), alone[0], atol=0.5)
 
 
-def test_the_exam_knows_right_from_wrong() -> None:
+def test_the_stock_keeps_what_the_towers_hear(stock: Stock) -> None:
+    towers = Towers(BUNDLED)
+    heard = {"voices": stock.utterances.samples(1), "beeps": sound(stock.items.beeps(1))}
+    for kind, samples in heard.items():
+        clip = Clip(record(samples, stock.items.noise(kind, 1)), ())
+        assert stock.samples(kind, 1) == len(clip.recording)
+        alone = np.zeros_like(stock.recording(kind, 1))[None]
+        towers.listen([clip], alone)
+        rows = clip_rows(clip)
+        np.testing.assert_allclose(stock.recording(kind, 1)[:rows], alone[0, :rows], atol=0.5)
+    with pytest.raises(ValueError, match="remove it"):
+        make_stock(stock.folder, BUNDLED, "items", Sizes())
+
+
+def test_the_exam_knows_right_from_wrong(stock: Stock) -> None:
     """The bundled model passes, one of random weights does not."""
     exam = picture_exam(tokens.build_tokenizer(), Towers(BUNDLED), seed=77, count=36)
     thinker = open_thinker(BUNDLED)
     thinker.set_attn_implementation("eager")
-    assert accuracy(LanguageModel(thinker), exam)["all"] > 0.85
-    assert accuracy(model(), exam)["all"] < 0.05
+    known = accuracy(LanguageModel(thinker), exam)
+    assert set(known) == set(SKILLS) and mean(known.values()) > 0.85
+    assert mean(accuracy(model(), exam).values()) < 0.05
+    senses = accuracy(LanguageModel(thinker), senses_exam(tokens.build_tokenizer(), stock, 2))
+    assert set(senses) == {"voice", "beeps", "film"} and senses["film"] > 0.4
 
 
 @pytest.mark.timeout(600)
@@ -227,6 +255,8 @@ def test_a_resumed_run_goes_on_as_if_never_stopped_and_is_exported(tmp_path: Pat
     assert sizes[0] < 0.6 * sizes[1]
     config = json.loads((tmp_path / "polished" / "config.json").read_text())
     assert config["dtype"] == "float32"
+    with safe_open(tmp_path / "polished" / "model.safetensors", "pt") as stored:
+        assert "lm_head.weight" not in stored.keys()  # noqa: SIM118
     polished, found = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
         tmp_path / "polished", output_loading_info=True
     )
