@@ -5,9 +5,7 @@ average gradients. Knows nothing about what is in a batch.
 """
 
 import json
-import os
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +26,7 @@ from models.senses import tokens
 from models.senses.plan import rate_share
 from models.training.loop import average_gradients
 from models.training.optimizers import Optimizers
+from models.training.workers import meeting_at, work_together
 
 _STOCK_SEED, _UNSEEN_SEED = "stock", "unseen"
 _UNSEEN = Sizes(singles=32, pairs=32, films=100, conversations=32, voices=100, beeps=100)
@@ -45,34 +44,25 @@ def train(plan: Plan, model: Path, folder: Path) -> Path:
     """
     make_stock(folder / "stock", model, _STOCK_SEED, plan.sizes, plan.workers)
     make_stock(folder / "unseen", model, _UNSEEN_SEED, _UNSEEN, plan.workers)
-    meeting = folder / "meeting"
-    meeting.unlink(missing_ok=True)
-    spawn: Callable[..., object] = torch.multiprocessing.spawn  # type: ignore[attr-defined]
-    spawn(_work, (plan, model, folder, meeting), plan.workers)
-    return folder / "checkpoint.pt"
+    return work_together(_work, plan.workers, folder, plan, model, folder)
 
 
-def _work(number: int, plan: Plan, model: Path, folder: Path, meeting: Path) -> None:
+def _work(number: int, meeting: Path, plan: Plan, model: Path, folder: Path) -> None:
     """One worker's whole run; worker 0 also shows progress and saves."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=number, world_size=plan.workers
-    )
-    worker, loss, off = Worker(number, plan, model, folder), 0.0, 0.0
-    with tqdm(
-        total=plan.steps, initial=worker.done, desc="polishing", unit="step", disable=number > 0
-    ) as bar:
-        while worker.done < plan.steps:
-            spoken, hinted = worker.step()
-            loss, off = loss + (spoken - loss) * _NEW_SHARE, off + (hinted - off) * _NEW_SHARE
-            bar.update()
-            if worker.done % 10 == 0:
-                bar.set_postfix(loss=f"{loss:.4f}", off=f"{off:.3f}")
-            if number == 0 and (worker.done % plan.save_every == 0 or worker.done == plan.steps):
-                worker.save()
-                worker.log(loss, off)
-    torch.distributed.destroy_process_group()
+    with meeting_at(meeting, number, plan.workers):
+        worker, loss, off = Worker(number, plan, model, folder), 0.0, 0.0
+        with tqdm(
+            total=plan.steps, initial=worker.done, desc="polishing", unit="step", disable=number > 0
+        ) as bar:
+            while worker.done < plan.steps:
+                spoken, hinted = worker.step()
+                loss, off = loss + (spoken - loss) * _NEW_SHARE, off + (hinted - off) * _NEW_SHARE
+                bar.update()
+                if worker.done % 10 == 0:
+                    bar.set_postfix(loss=f"{loss:.4f}", off=f"{off:.3f}")
+                if number == 0 and (worker.done % plan.save_every == 0 or worker.done == plan.steps):
+                    worker.save()
+                    worker.log(loss, off)
 
 
 class Worker:

@@ -28,7 +28,7 @@ from models.training.pixels import MERGE, MOST_CELLS, grid_of, patches
 from models.training.scenes import Scene
 
 MOST_PICTURES = 4
-"""Of a film or a conversation."""
+"""Of a film; a conversation has two at the most."""
 MOST_FRAMES = 608
 """Of a recording of six seconds."""
 _MOST_ROWS = MOST_FRAMES // 4

@@ -5,7 +5,6 @@ average gradients. Knows nothing about what is in a batch.
 """
 
 import json
-import os
 import random
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from models.senses.unseen import unseen_accuracy
 from models.training import vocabulary
 from models.training.loop import average_gradients
 from models.training.optimizers import Optimizers
+from models.training.workers import meeting_at, work_together
 
 _UNSEEN_UTTERANCES = 400
 _UNSEEN_BATCHES = 6
@@ -44,40 +44,30 @@ def train(plan: Plan, seeing: Path, folder: Path) -> Path:
     Args:
         seeing: the checkpoint folder of the model that sees.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     make_pool(folder / "voices", plan.seed, plan.utterances)
     make_pool(folder / "unseen_voices", plan.seed + 1, _UNSEEN_UTTERANCES)
-    meeting = folder / "meeting"
-    meeting.unlink(missing_ok=True)
-    spawn: Callable[..., object] = torch.multiprocessing.spawn  # type: ignore[attr-defined]
-    spawn(_work, (plan, seeing, folder, meeting), plan.workers)
-    return folder / "checkpoint.pt"
+    return work_together(_work, plan.workers, folder, plan, seeing, folder)
 
 
-def _work(number: int, plan: Plan, seeing: Path, folder: Path, meeting: Path) -> None:
+def _work(number: int, meeting: Path, plan: Plan, seeing: Path, folder: Path) -> None:
     """One worker's whole run; worker 0 also shows progress and saves."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=number, world_size=plan.workers
-    )
-    worker = Worker(number, plan, seeing, folder)
-    for stage, total in (
-        ("spelling", plan.spelling),
-        ("senses", plan.steps),
-        ("refining", plan.refining),
-    ):
-        bar = tqdm(
-            total=total,
-            initial=worker.done[stage],
-            desc=stage,
-            unit="step",
-            smoothing=0.05,
-            disable=number > 0,
-        )
-        with bar:
-            worker.run(stage, total, bar)
-    torch.distributed.destroy_process_group()
+    with meeting_at(meeting, number, plan.workers):
+        worker = Worker(number, plan, seeing, folder)
+        for stage, total in (
+            ("spelling", plan.spelling),
+            ("senses", plan.steps),
+            ("refining", plan.refining),
+        ):
+            bar = tqdm(
+                total=total,
+                initial=worker.done[stage],
+                desc=stage,
+                unit="step",
+                smoothing=0.05,
+                disable=number > 0,
+            )
+            with bar:
+                worker.run(stage, total, bar)
 
 
 class Worker:

@@ -6,7 +6,6 @@ is in a batch. Everything follows from the seed and the step number.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed
-import torch.multiprocessing
 from tqdm import tqdm
 
 from models.training import vocabulary
@@ -25,44 +23,35 @@ from models.training.network import Learner, new_config
 from models.training.optimizers import Optimizers
 from models.training.plan import SHAPE, Plan, rate_share
 from models.training.unseen import unseen_accuracy
+from models.training.workers import meeting_at, work_together
 
 
 def train(plan: Plan, folder: Path) -> Path:
     """Trains to the end of the plan, from the last checkpoint if there is one; returns the checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
-    meeting = folder / "meeting"
-    meeting.unlink(missing_ok=True)
-    spawn: Callable[..., object] = torch.multiprocessing.spawn  # type: ignore[attr-defined]
-    spawn(_work, (plan, folder, meeting), plan.workers)
-    return folder / "checkpoint.pt"
+    return work_together(_work, plan.workers, folder, plan, folder)
 
 
-def _work(number: int, plan: Plan, folder: Path, meeting: Path) -> None:
+def _work(number: int, meeting: Path, plan: Plan, folder: Path) -> None:
     """One worker's whole run; worker 0 also shows progress and saves."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=number, world_size=plan.workers
-    )
-    worker = Worker(number, plan, folder)
-    bar = tqdm(
-        total=plan.total,
-        initial=worker.done,
-        desc="percept-tiny",
-        unit="step",
-        smoothing=0.05,
-        disable=number > 0,
-    )
-    with bar:
-        while worker.done < plan.total:
-            spoken, seen = worker.step()
-            bar.update()
-            if worker.done % 10 == 0:
-                bar.set_postfix(answers=f"{spoken:.4f}", cells=f"{seen:.4f}")
-            if number == 0 and (worker.done % plan.save_every == 0 or worker.done == plan.total):
-                worker.save()
-                worker.log(spoken, seen)
-    torch.distributed.destroy_process_group()
+    with meeting_at(meeting, number, plan.workers):
+        worker = Worker(number, plan, folder)
+        bar = tqdm(
+            total=plan.total,
+            initial=worker.done,
+            desc="percept-tiny",
+            unit="step",
+            smoothing=0.05,
+            disable=number > 0,
+        )
+        with bar:
+            while worker.done < plan.total:
+                spoken, seen = worker.step()
+                bar.update()
+                if worker.done % 10 == 0:
+                    bar.set_postfix(answers=f"{spoken:.4f}", cells=f"{seen:.4f}")
+                if number == 0 and (worker.done % plan.save_every == 0 or worker.done == plan.total):
+                    worker.save()
+                    worker.log(spoken, seen)
 
 
 class Worker:
