@@ -6,7 +6,6 @@ Knows how they are wired. Does not know HTTP.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -15,18 +14,18 @@ from gateway.conductor import Conductor, LlmSet
 from gateway.encoding import EncoderSet, Encoding
 from gateway.fetch import Fetcher, FetchLimits, Resolver, SourceLimits, resolve
 from gateway.generation_request import GenerationRequest
-from gateway.item_settings import ItemSettings, Values, unknown_names
-from gateway.media import NAMES, MediaResolver
+from gateway.item_settings import ItemSettings, unknown_names
+from gateway.media import MediaResolver
 from gateway.metrics import Metrics
 from gateway.replicas import ReplicaSet
+from gateway.served_model import ServedModel
 from gateway.settings import GatewaySettings
-from gateway.version import VERSION
 from protos.encoder.v1 import encoder_service_pb2
 from protos.encoder.v1.encoder_service_pb2_grpc import EncoderServiceStub
 from protos.llm.v1 import llm_service_pb2
 from protos.llm.v1.llm_service_pb2_grpc import LlmServiceStub
 from shared.errors import UnavailableError, UnknownModelError
-from shared.families.catalogue import FamilyFacts, facts_of
+from shared.families.catalogue import FamilyFacts
 from shared.settings import ModalityName
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ class Gateway:
             resolver: looks up the hosts of media URLs.
         """
         self.settings = settings
+        self._newest: ServedModel | None = None
         self.metrics = Metrics(self._main_name)
         self.budget = ByteBudget(settings.max_held_byte_count)
         self.llms: LlmSet = ReplicaSet(
@@ -84,20 +84,16 @@ class Gateway:
         """Closes every connection."""
         await asyncio.gather(self.llms.close(), self.encoders.close(), self._fetcher.close())
 
-    def model(self) -> llm_service_pb2.GetModelResponse:
+    def model(self) -> ServedModel:
         """What the LLM service serves.
 
         Raises:
             UnavailableError: none has said so yet.
         """
-        model = self.llms.model
+        model = self._served()
         if model is None:
             raise UnavailableError("The model is not ready: no LLM service has answered yet.")
         return model
-
-    def model_names(self) -> tuple[str, ...]:
-        """The names that requests may use, the main one first."""
-        return self._names(self.model())
 
     def check_model(self, name: str | None) -> str:
         """Returns the name that the answer carries.
@@ -105,7 +101,7 @@ class Gateway:
         Raises:
             UnknownModelError: no such model is served.
         """
-        names = self.model_names()
+        names = self.model().names
         if not name:
             return names[0]
         if name not in names:
@@ -118,17 +114,19 @@ class Gateway:
         Raises:
             InvalidRequestError: settings that the server or the model does not take.
         """
+        processor = request.mm_processor_kwargs
         video = request.media_io_kwargs.video_values() if request.media_io_kwargs is not None else None
-        return self._settled(request.mm_processor_kwargs, video)
+        if not processor and not video:
+            return self.server_settings()
+        model = self.model()
+        self._tell_of_settings(model.facts)
+        return self._item_rules.for_request(processor, video, model.facts)
 
     def server_settings(self) -> ItemSettings:
         """What items are processed with where a request says nothing about it."""
-        return self._settled(None, None)
-
-    def _settled(self, processor: Values | None, video: Values | None) -> ItemSettings:
-        facts = facts_of(self.model().family)
-        self._tell_of_settings(facts)
-        return self._item_rules.for_request(processor, video, facts)
+        model = self.model()
+        self._tell_of_settings(model.facts)
+        return model.item_settings
 
     def _tell_of_settings(self, facts: FamilyFacts | None) -> None:
         """Says once, as soon as the model is known, which of the server's settings it does not take."""
@@ -141,28 +139,16 @@ class Gateway:
                     ", ".join(known) or "none",
                 )
 
-    def item_limits(self) -> dict[ModalityName, int]:
-        """Modalities that prompts may hold, and how many items of each."""
-        own = self.settings.limit_mm_per_prompt
-        served = {
-            NAMES[limit.modality]: limit.max_item_count
-            for limit in self.model().modality_limits
-            if limit.modality in NAMES
-        }
-        return {modality: min(count, own.get(modality, count)) for modality, count in served.items()}
-
-    def fingerprint(self) -> str:
-        """Names what computes the answers: equal while model and version are."""
-        model = self.model()
-        text = f"{VERSION}\n{model.family}\n{model.max_model_len}\n{model.vocabulary_size}\n{model.models}"
-        return "fp_" + hashlib.sha256(text.encode()).hexdigest()[:10]
-
     def _main_name(self) -> str:
-        model = self.llms.model
-        return self._names(model)[0] if model is not None else ""
+        model = self._served()
+        return model.names[0] if model is not None else ""
 
-    def _names(self, model: llm_service_pb2.GetModelResponse) -> tuple[str, ...]:
-        return self.settings.served_model_name or tuple(model.models)
+    def _served(self) -> ServedModel | None:
+        """The model of the newest description; None while there is none."""
+        newest, known = self.llms.model, self._newest
+        if newest is not None and (known is None or known.description is not newest):
+            self._newest = ServedModel.of(newest, self.settings)
+        return self._newest
 
 
 def _source_limits(settings: GatewaySettings) -> dict[ModalityName, SourceLimits]:

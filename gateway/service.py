@@ -84,7 +84,7 @@ def build_server(gateway: Gateway, settings: GatewaySettings) -> GatewayServer:
         create_app(gateway),
         host=host.strip("[]") or "0.0.0.0",
         port=int(port),
-        # Bounds the size of a request's head, which the faster parser does not.
+        # The faster parser bounds no head, and drops the body behind an offer of HTTP/2.
         http="h11",
         ws="none",
         lifespan="on",

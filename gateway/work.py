@@ -99,7 +99,7 @@ class Work:
             model=self._gateway.check_model(model),
             id=f"{kind}-{request_id or uuid.uuid4().hex}",
             created=int(time.time()),
-            system_fingerprint=self._gateway.fingerprint(),
+            system_fingerprint=self._gateway.model().fingerprint,
         )
 
     async def frames(self, ask: Callable[[], Asked]) -> Frames:
@@ -129,7 +129,7 @@ class Work:
 
     async def _assignment(self, asked: Asked, meter: RequestMeter) -> Assignment:
         gateway = self._gateway
-        check_items(asked.media, gateway.item_limits(), asked.names)
+        check_items(asked.media, gateway.model().item_limits, asked.names)
         meter.asked(
             choice_count=asked.choice_count,
             max_tokens=asked.max_tokens,

@@ -25,7 +25,6 @@ from gateway.transcription_request import SPEECH_NAMES, SpeechRequest, speech_fa
 from gateway.work import PlainRoute, Work
 from protos.llm.v1 import llm_service_pb2
 from shared.errors import BadMediaError, InternalError, InvalidRequestError
-from shared.families.catalogue import facts_of
 from shared.speech.question import Asking
 from shared.speech.transcribing import Frames, Part, Transcribing
 from shared.speech.transcript import to_srt, to_vtt
@@ -102,8 +101,7 @@ class _SpeechWork:
             raise BadMediaError("The file is empty.", param=FILE)
         self._upload = form.file
         self._gateway.check_model(fields.model)
-        family = self._gateway.model().family
-        facts = speech_facts(facts_of(family), fields)
+        facts = speech_facts(self._gateway.model().facts, fields)
         return SpeechRequest.of(fields, facts, self._request_id, translates=translates)
 
     async def opened(self, asked: SpeechRequest) -> Transcribing:

@@ -44,7 +44,7 @@ async def create_chat_completion(request: Request) -> Response:
 
 def _asked(gateway: Gateway, work: Work, chat: ChatCompletionRequest) -> Asked:
     prompt = to_prompt(chat)
-    max_model_len = gateway.model().max_model_len
+    max_model_len = gateway.model().description.max_model_len
     return Asked(
         media=prompt.media,
         settings=gateway.settings_for(chat),

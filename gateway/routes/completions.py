@@ -90,7 +90,7 @@ class _Completion:
         return together(sources, _AT_ONCE)
 
     def _asked(self, prompt: RawPrompt) -> Asked:
-        request, max_model_len = self.request, self.gateway.model().max_model_len
+        request, max_model_len = self.request, self.gateway.model().description.max_model_len
         return Asked(
             media=prompt.media,
             settings=self.gateway.settings_for(request),

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from gateway.description import ERROR_RESPONSES
 from gateway.errors import json_response
 from gateway.parts import Gateway
-from shared.families.catalogue import facts_of
+from shared.families.catalogue import FamilyFacts
 
 router = APIRouter(tags=["models"])
 
@@ -19,7 +19,7 @@ router = APIRouter(tags=["models"])
 async def list_models(request: Request) -> Response:
     """The names under which the model is served."""
     gateway: Gateway = request.app.state.gateway
-    data = [_model_object(gateway, name) for name in gateway.model_names()]
+    data = [_model_object(gateway, name) for name in gateway.model().names]
     return json_response({"object": "list", "data": data})
 
 
@@ -36,21 +36,20 @@ def _model_object(gateway: Gateway, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
-        "created": model.start_seconds,
+        "created": model.description.start_seconds,
         "owned_by": "percept",
-        "root": gateway.model_names()[0],
+        "root": model.names[0],
         "parent": None,
-        "max_model_len": model.max_model_len,
-        "family": model.family,
-        "modalities": gateway.item_limits(),
-        "embeddings": _embedding_fields(model.family),
-        "settings": _settings(model.family),
+        "max_model_len": model.description.max_model_len,
+        "family": model.description.family,
+        "modalities": model.item_limits,
+        "embeddings": _embedding_fields(model.facts),
+        "settings": _settings(model.facts),
     }
 
 
-def _embedding_fields(family: str) -> dict[str, dict[str, list[str]]]:
+def _embedding_fields(facts: FamilyFacts | None) -> dict[str, dict[str, list[str]]]:
     """What precomputed embeddings of each modality consist of."""
-    facts = facts_of(family)
     if facts is None:
         return {}
     return {
@@ -59,9 +58,8 @@ def _embedding_fields(family: str) -> dict[str, dict[str, list[str]]]:
     }
 
 
-def _settings(family: str) -> dict[str, list[str]]:
+def _settings(facts: FamilyFacts | None) -> dict[str, list[str]]:
     """Processor settings that one item of each modality may have of its own."""
-    facts = facts_of(family)
     if facts is None:
         return {}
     return {modality: list(facts.settings_of(modality)) for modality in facts.modalities}

@@ -23,10 +23,10 @@ from llm_service.runner.extra_rows import ExtraRows
 from llm_service.runner.inputs import InputBuffers, StepInputs
 from llm_service.runner.kv_cache import KvCache
 from llm_service.runner.rehearsal import run_smallest
-from llm_service.runner.row_runs import are_plain, row_runs, switch_length
+from llm_service.runner.row_runs import RowRuns, are_plain, switch_length
 from llm_service.runner.sampling.sampler import Sampler, is_plain, sampled_tokens
 from llm_service.runner.sequence_states import SequenceStates
-from llm_service.runner.step_sequences import step_sequences
+from llm_service.runner.step_sequences import StepSequences
 from llm_service.runner.token_times import TokenTimes
 from shared.families.base import LanguageModel
 
@@ -84,6 +84,8 @@ class ModelRunner:
         self._row_placer = RowPlacer(*size, device)
         self._extra_rows = ExtraRows(model.extra_widths, size[0], dtype, device)
         self._states = SequenceStates(model.state_shapes, settings.max_num_seqs, dtype, device)
+        self._row_runs = RowRuns(model)
+        self._step_sequences = StepSequences(model)
         self._times = TokenTimes(model, cache)
         self.max_held = self._states.capacity
         self.shares_prefixes = not model.state_shapes
@@ -160,7 +162,7 @@ class ModelRunner:
         plan = self._backend.plan(self._cache, step.shape)
         context = AttentionContext(self._cache, step.shape.slots, plan, step.shape)
         states = self._states.begin(step.items, step.shape.decode_count)
-        runs = row_runs(self._model, step.items, step.rows)
-        sequences = step_sequences(self._model, step.items, step.rows)
+        runs = self._row_runs.keywords(step.items, step.rows)
+        sequences = self._step_sequences.keywords(step.items, step.rows)
         more = {**extras, **states, **runs, **sequences}
         return self._model.forward(embeds, step.positions, **{CONTEXT_KEYWORD: context}, **more)

@@ -30,16 +30,22 @@ def are_plain(items: Items[ScheduledSequence]) -> bool:
     return not any(item.sequence.variant or item.sequence.switched for item in items)
 
 
-def row_runs(model: LanguageModel, items: Items[ScheduledSequence], rows: Items[int]) -> dict[str, Any]:
-    """The forward keywords: nothing, where the model or all of its rows need none.
+class RowRuns:
+    """Makes the forward keywords for one model."""
 
-    Args:
-        rows: first flat row of each item.
-    """
-    if not isinstance(model, ChoosesByRow) or are_plain(items):
-        return {}
-    runs = tuple(
-        RowRun(row, item.count, item.sequence.variant, item.sequence.switched)
-        for row, item in zip(rows, items, strict=True)
-    )
-    return {RUNS_KEYWORD: runs}
+    def __init__(self, model: LanguageModel) -> None:
+        self._chooses = isinstance(model, ChoosesByRow)
+
+    def keywords(self, items: Items[ScheduledSequence], rows: Items[int]) -> dict[str, Any]:
+        """The runs of a step; nothing, where the model or all of its rows need none.
+
+        Args:
+            rows: first flat row of each item.
+        """
+        if not self._chooses or are_plain(items):
+            return {}
+        runs = tuple(
+            RowRun(row, item.count, item.sequence.variant, item.sequence.switched)
+            for row, item in zip(rows, items, strict=True)
+        )
+        return {RUNS_KEYWORD: runs}

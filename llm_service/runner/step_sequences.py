@@ -17,19 +17,22 @@ SEQUENCES_KEYWORD = "sequences"
 """Forward keyword that carries the step's sequences."""
 
 
-def step_sequences(model: LanguageModel, items: Items[ScheduledSequence], rows: Items[int]) -> dict[str, Any]:
-    """The forward keywords: nothing, where the model does not look at items.
+class StepSequences:
+    """Makes the forward keywords for one model."""
 
-    Args:
-        rows: first flat row of each item.
-    """
-    if not isinstance(model, LooksAtItems):
-        return {}
-    return {
-        SEQUENCES_KEYWORD: tuple(
-            _part(row, item, model.item_multiple) for row, item in zip(rows, items, strict=True)
-        ),
-    }
+    def __init__(self, model: LanguageModel) -> None:
+        self._multiple = model.item_multiple if isinstance(model, LooksAtItems) else None
+
+    def keywords(self, items: Items[ScheduledSequence], rows: Items[int]) -> dict[str, Any]:
+        """The sequences of a step; nothing, where the model does not look at items.
+
+        Args:
+            rows: first flat row of each item.
+        """
+        if self._multiple is None:
+            return {}
+        parts = (_part(row, item, self._multiple) for row, item in zip(rows, items, strict=True))
+        return {SEQUENCES_KEYWORD: tuple(parts)}
 
 
 def _part(row: int, item: ScheduledSequence, multiple: int) -> StepSequence:

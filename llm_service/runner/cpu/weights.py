@@ -18,7 +18,16 @@ from shared.families.decoder import Decoder
 from shared.kernels.library import Team
 from shared.kernels.program import Heads, PackedMatrix, pack_matrix
 
-_CLASSES = frozenset({"Qwen2VLTextModel", "Qwen2_5_VLTextModel", "Qwen2Model", "LlamaModel", "MistralModel"})
+_CLASSES = frozenset(
+    {
+        "LlamaModel",
+        "MistralModel",
+        "Qwen2Model",
+        "Qwen2VLTextModel",
+        "Qwen2_5OmniThinkerTextModel",
+        "Qwen2_5_VLTextModel",
+    }
+)
 """Models of this structure. Others share its names and mean something else by them (a norm of 1 + weight)."""
 
 _LAYER_NAMES = frozenset(

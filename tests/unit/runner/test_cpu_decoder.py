@@ -56,6 +56,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"model_type": "llava", "text": "llama", "tie": True},
     {"model_type": "qwen2_vl", "tie": False},
     {"model_type": "qwen2_5_vl", "tie": False},
+    {"model_type": "qwen2_5_omni"},
 ]
 
 
