@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from llm_service.runner.attention.context import AttentionContext
 from llm_service.runner.fused_kernels import add_and_norm, gate, rotate_and_write
+from llm_service.runner.rotary_axes import rotary_axes
 from shared.families.base import StateShape
 from shared.families.decoder import Decoder
 
@@ -36,10 +37,14 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class FusedLayer:
-    """One layer's weights; `states` makes queries, keys and values, `gated` gates and values."""
+    """One layer's weights; `states` makes queries, keys and values, `gated` gates and values.
+
+    `head_norms` (2, head_dim) are the weights of the norms of each head of queries and of keys, if any.
+    """
 
     input_norm: torch.Tensor
     states: Product
+    head_norms: torch.Tensor | None
     output: Product
     feed_norm: torch.Tensor
     gated: Product
@@ -53,11 +58,10 @@ class FusedDecoder:
 
     Attributes:
         axes: int64 (head_dim / 2,): which axis of the positions each frequency takes.
-        extra_widths: none; see `LanguageModel`.
-        state_shapes: likewise.
+        extra_widths: rows that are added behind the first layers, in their order.
+        state_shapes: none; see `LanguageModel`.
     """
 
-    extra_widths: Mapping[str, int] = MappingProxyType({})
     state_shapes: Mapping[str, StateShape] = MappingProxyType({})
 
     def __init__(self, decoder: Decoder) -> None:
@@ -73,7 +77,8 @@ class FusedDecoder:
         self._heads = model.layers[0].self_attn.q_proj.weight.shape[0] // self.kv_layout.head_dim
         self._frequencies: torch.Tensor = model.rotary_emb.inv_freq.float()
         self._rotary_factor = float(model.rotary_emb.attention_scaling)
-        self.axes = _axes(model.rotary_emb, decoder.axes, self._frequencies)
+        self.axes = rotary_axes(decoder)
+        self.extra_widths = decoder.extra_widths
         self._layers = [_take_layer(layer) for layer in model.layers]
 
     @torch.inference_mode()
@@ -82,24 +87,39 @@ class FusedDecoder:
         return functional.embedding(token_ids, self._embedding)
 
     @torch.inference_mode()
-    def forward(self, inputs_embeds: torch.Tensor, positions: torch.Tensor, **attention: Any) -> torch.Tensor:
-        """Runs all layers on (tokens, hidden) with positions (axes, tokens); see `LanguageModel`."""
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        positions: torch.Tensor,
+        *,
+        extras: Mapping[str, torch.Tensor] | None = None,
+        **attention: Any,
+    ) -> torch.Tensor:
+        """Runs all layers on (tokens, hidden) with positions (axes, tokens); see `LanguageModel`.
+
+        Args:
+            extras: a (tokens, hidden) for each of `extra_widths`; None where the step has no media rows.
+        """
         context: AttentionContext = attention["attention_context"]
         # The reference, which computes such steps, may read keys where this decoder has none; see below.
         assert context.shape is None or not context.shape.mutual, "these kernels know causal attention alone"
         cosines, sines = self._rotation(positions)
         rows, residual = inputs_embeds, torch.empty_like(inputs_embeds)
+        levels = [] if extras is None else [extras[name] for name in self.extra_widths]
         for index, layer in enumerate(self._layers):
             states = layer.states.of(self._grow(rows, residual, layer.input_norm, adds=index > 0))
             query = rotate_and_write(
                 states, cosines, sines, context.slots,
                 context.cache.keys[index], context.cache.values[index], self._heads,
+                layer.head_norms, self._epsilon,
             )  # fmt: skip
             # The keys are read from the cache: backends that want them apart are not for this decoder.
             attended = context.attention.attend(index, query, query, query, layer.scale, layer.window)
             rows = layer.output.of(attended.flatten(1))
             gated = layer.gated.of(self._grow(rows, residual, layer.feed_norm))
             rows = layer.down.of(gate(gated))
+            if index < len(levels):
+                rows = rows + levels[index]
         return self._grow(rows, residual, self._norm)
 
     @torch.inference_mode()
@@ -127,6 +147,7 @@ def _take_layer(layer: Any) -> FusedLayer:
     return FusedLayer(
         input_norm=layer.input_layernorm.weight,
         states=_join(attention.q_proj, attention.k_proj, attention.v_proj),
+        head_norms=_head_norms(attention),
         output=_join(attention.o_proj),
         feed_norm=layer.post_attention_layernorm.weight,
         gated=_join(feed.gate_proj, feed.up_proj),
@@ -134,6 +155,12 @@ def _take_layer(layer: Any) -> FusedLayer:
         scale=float(attention.scaling),
         window=None if window is None else int(window),
     )
+
+
+def _head_norms(attention: Any) -> torch.Tensor | None:
+    if not hasattr(attention, "q_norm"):
+        return None
+    return torch.stack([attention.q_norm.weight.data, attention.k_norm.weight.data])
 
 
 def _join(*parts: nn.Linear) -> Product:
@@ -151,13 +178,3 @@ def _join(*parts: nn.Linear) -> Product:
     for part in parts:
         part.weight.data = part.weight.data.new_empty(0)
     return Product(weight, bias)
-
-
-def _axes(rotary: Any, axis_count: int, frequencies: torch.Tensor) -> torch.Tensor:
-    """With M-RoPE, runs of frequencies take time, height and width in turn."""
-    if axis_count == 1:
-        return torch.zeros(len(frequencies), dtype=torch.int64, device=frequencies.device)
-    runs = [torch.full((length,), index % axis_count) for index, length in enumerate(rotary.mrope_section)]
-    axes = torch.cat(runs).to(frequencies.device)
-    assert len(axes) == len(frequencies), "the sections of M-RoPE do not cover the head"
-    return axes

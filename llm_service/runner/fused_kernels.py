@@ -53,23 +53,38 @@ def rotate_kernel(
     query,
     keys,
     values,
+    norms,
+    epsilon,
     slot_stride,
     head_stride,
     HEADS: tl.constexpr,
     KEY_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr,
+    NORMS: tl.constexpr,
 ):
-    """One program per token and head: queries turned, keys turned into their slots, values into theirs."""
+    """One program per token and head: queries turned, keys turned into their slots, values into theirs.
+
+    Where there are norms, queries and keys go through theirs before they turn.
+    """
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     half = HEAD_DIM // 2
     column = tl.arange(0, HALF)
     there = column < half
     source = states + (token * (HEADS + 2 * KEY_HEADS) + head) * HEAD_DIM + column
-    first = tl.load(source, mask=there)
-    second = tl.load(source + half, mask=there)
+    first = tl.load(source, mask=there, other=0.0)
+    second = tl.load(source + half, mask=there, other=0.0)
     slot = tl.load(slots + token).to(tl.int64) * slot_stride
     if head < HEADS + KEY_HEADS:
+        if NORMS:
+            exact_first, exact_second = first.to(tl.float32), second.to(tl.float32)
+            squares = tl.sum(exact_first * exact_first, 0) + tl.sum(exact_second * exact_second, 0)
+            factor = 1.0 / tl.sqrt(squares / HEAD_DIM + epsilon)
+            scales = norms + (head >= HEADS).to(tl.int32) * HEAD_DIM + column
+            scaled_first = (exact_first * factor).to(first.dtype).to(tl.float32)
+            scaled_second = (exact_second * factor).to(first.dtype).to(tl.float32)
+            first = (scaled_first * tl.load(scales, mask=there, other=0.0)).to(first.dtype)
+            second = (scaled_second * tl.load(scales + half, mask=there, other=0.0)).to(second.dtype)
         cosine = tl.load(cosines + token * half + column, mask=there).to(tl.float32)
         sine = tl.load(sines + token * half + column, mask=there).to(tl.float32)
         turned_first = (first.to(tl.float32) * cosine - second.to(tl.float32) * sine).to(first.dtype)
@@ -123,6 +138,8 @@ def rotate_and_write(
     keys: torch.Tensor,
     values: torch.Tensor,
     heads: int,
+    norms: torch.Tensor | None = None,
+    epsilon: float = 0.0,
 ) -> torch.Tensor:
     """Queries (tokens, heads, head_dim), turned; keys and values are in the cache.
 
@@ -131,13 +148,16 @@ def rotate_and_write(
         cosines: (tokens, head_dim / 2); sines likewise.
         slots: int64 (tokens,).
         keys: a layer's blocks, (blocks, block_size, kv_heads, head_dim); values likewise.
+        norms: (2, head_dim), dense: weights of the root-mean-square norms of queries and of keys.
+        epsilon: of these norms.
     """
     tokens, key_heads, width = len(states), keys.shape[2], keys.shape[3]
     query = torch.empty((tokens, heads, width), dtype=states.dtype, device=states.device)
     rotate_kernel[(tokens, heads + 2 * key_heads)](
-        states, cosines, sines, slots, query, keys, values, keys.stride(1), keys.stride(2),
+        states, cosines, sines, slots, query, keys, values, states if norms is None else norms, epsilon,
+        keys.stride(1), keys.stride(2),
         HEADS=heads, KEY_HEADS=key_heads, HEAD_DIM=width, HALF=triton.next_power_of_2(width // 2),
-        num_warps=1,
+        NORMS=norms is not None, num_warps=1,
     )  # fmt: skip
     return query
 

@@ -20,6 +20,7 @@ class Kind(IntEnum):
     ATTENTION = 5
     PACK = 6
     UNPACK = 7
+    ADD = 8
 
 
 class DataType(IntEnum):
@@ -102,4 +103,6 @@ class Operation(ctypes.Structure):
         ("axes", ctypes.c_void_p),
         ("attention", ctypes.POINTER(AttentionPlan)),
         ("sequences", ctypes.c_void_p),
+        ("query_norm", ctypes.c_void_p),
+        ("key_norm", ctypes.c_void_p),
     ]

@@ -64,6 +64,15 @@ class Heads:
     width: int
 
 
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """Root-mean-square norms of each head by itself: weights (width,) of queries' and of keys'."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    epsilon: float
+
+
 def pack_matrix(team: Team, weight: torch.Tensor, up: torch.Tensor | None = None) -> PackedMatrix:
     """Copies a (columns, depth) matrix, or a gate and an up matrix of one shape, into panels."""
     weight = weight.contiguous()
@@ -186,10 +195,12 @@ class Program:
         cosines: torch.Tensor,
         sines: torch.Tensor,
         caches: tuple[torch.Tensor, torch.Tensor] | None = None,
+        norms: HeadNorms | None = None,
     ) -> Operation:
         """Rotates queries and keys of (rows, all heads x width) in place.
 
         Args:
+            norms: of the program's type; are applied first.
             caches: keys and values, (slots, key heads x width), to copy each
                 row's to; then the returned operation's `slots` is to be set.
         """
@@ -199,6 +210,10 @@ class Program:
         self._kept += [cosines, sines, caches]
         if caches is not None:
             step.keys, step.values = (cache.data_ptr() for cache in caches)
+        if norms is not None:
+            self._kept.append(norms)
+            step.query_norm, step.key_norm = norms.query.data_ptr(), norms.key.data_ptr()
+            step.epsilon = norms.epsilon
         return step
 
     def attention(self, sequences: Count, plan: AttentionPlan) -> None:
@@ -206,6 +221,12 @@ class Program:
         step = self._add(Kind.ATTENTION, None, None, None)
         step.attention, step.sequences = ctypes.pointer(plan), sequences.address
         self._kept += [plan, sequences]
+
+    def add(self, rows: Count, output: torch.Tensor) -> Operation:
+        """Adds rows to those of `output`; `input` and `input_stride` of the operation are to be set."""
+        step = self._add(Kind.ADD, rows, None, output)
+        step.depth = output.shape[1]
+        return step
 
     def unpack(self, rows: Count, weight: PackedMatrix, output: torch.Tensor) -> Operation:
         """Rows of a packed matrix as they were; the returned operation's `index` is to be set."""

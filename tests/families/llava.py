@@ -43,7 +43,7 @@ def build(
     tie: bool = False,
     template: Literal["parts", "strings"] = "parts",
     vision: Literal["clip", "siglip", "pixtral"] = "clip",
-    text: Literal["llama", "mistral", "qwen2"] = "llama",
+    text: Literal["llama", "mistral", "qwen2", "qwen3"] = "llama",
 ) -> Path:
     """Writes the checkpoint.
 

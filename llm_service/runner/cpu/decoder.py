@@ -21,21 +21,34 @@ from shared.kernels.library import Team
 from shared.kernels.operation import AttentionPlan, Operation
 from shared.kernels.program import Count, Program
 
-OPERATIONS_PER_LAYER = 8
+OPERATIONS_PER_LAYER = 9
+"""At most: one of them adds rows of an item behind a layer."""
 
 
 class CpuDecoder:
-    """See `LanguageModel`; takes any mixture of chunks and decoding sequences in one run."""
+    """See `LanguageModel`; takes any mixture of chunks and decoding sequences in one run.
 
-    extra_widths: Mapping[str, int] = MappingProxyType({})
+    Attributes:
+        extra_widths: rows that are added behind the first layers, in their order.
+    """
+
     state_shapes: Mapping[str, StateShape] = MappingProxyType({})
 
-    def __init__(self, weights: DecoderWeights, layout: KvLayout, team: Team, max_tokens: int) -> None:
+    def __init__(
+        self,
+        weights: DecoderWeights,
+        layout: KvLayout,
+        team: Team,
+        max_tokens: int,
+        extra_widths: Mapping[str, int],
+    ) -> None:
         """Takes the step's memory.
 
         Args:
             max_tokens: most tokens of a step.
         """
+        assert len(extra_widths) <= len(weights.layers), "more levels of rows than layers"
+        self.extra_widths = extra_widths
         self._weights = weights
         self._team = team
         self._dtype = weights.norm.dtype
@@ -65,10 +78,20 @@ class CpuDecoder:
         return rows
 
     @torch.inference_mode()
-    def forward(self, inputs_embeds: torch.Tensor, positions: torch.Tensor, **attention: Any) -> torch.Tensor:
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        positions: torch.Tensor,
+        *,
+        extras: Mapping[str, torch.Tensor] | None = None,
+        **attention: Any,
+    ) -> torch.Tensor:
         """Runs all layers on (tokens, hidden) with positions (axes, tokens); see `LanguageModel`.
 
         The result is overwritten by the next call.
+
+        Args:
+            extras: a (tokens, hidden) for each of `extra_widths`; None where the step has no media rows.
         """
         context = attention[CONTEXT_KEYWORD]
         assert isinstance(context, AttentionContext), "a step without its context"
@@ -82,6 +105,7 @@ class CpuDecoder:
         self._tokens.value = count
         self._sequences.value = len(context.shape.counts)
         self._layers.bind(positions, context.shape)
+        self._layers.bind_extras([] if extras is None else [extras[name] for name in self.extra_widths])
         self._layers.program.run()
         return self._normed[:count]
 
@@ -100,7 +124,16 @@ class CpuDecoder:
     def _write_program(self, cache: KvCache) -> _Layers:
         weights = self._weights
         program = Program(self._team, self._dtype, OPERATIONS_PER_LAYER * len(weights.layers) + 2)
-        layers = _Layers(program, weights, cache, self._tokens, self._sequences, self._hidden, self._normed)
+        layers = _Layers(
+            program,
+            weights,
+            cache,
+            self._tokens,
+            self._sequences,
+            self._hidden,
+            self._normed,
+            level_count=len(self.extra_widths),
+        )
         program.norm(self._tokens, self._hidden, weights.norm, self._normed, weights.epsilon)
         return layers
 
@@ -121,6 +154,8 @@ class _Layers:
         sequences: Count,
         hidden: torch.Tensor,
         normed: torch.Tensor,
+        *,
+        level_count: int,
     ) -> None:
         self.program = program
         self._weights, self._cache = weights, cache
@@ -135,12 +170,16 @@ class _Layers:
         self._bound: tuple[int, ...] = ()
         self._plans: list[AttentionPlan] = []
         self._rotations: list[Operation] = []
+        self._levels: list[Operation] = []
+        self._level_rows = Count()
         self._angles = program.angles(
             tokens, self._cosines, self._sines, weights.frequencies, weights.axes, weights.rotary_factor
         )
         for index, layer in enumerate(weights.layers):
             self._add_attention(index, layer)
             self._add_feed_forward(layer)
+            if index < level_count:
+                self._levels.append(program.add(self._level_rows, hidden))
 
     def bind(self, positions: torch.Tensor, shape: StepShape) -> None:
         """Points the program at a step's positions, slots and tables."""
@@ -160,13 +199,20 @@ class _Layers:
             rotation.slots = slots
             plan.starts, plan.lengths, plan.tables, plan.table_stride = starts, lengths, tables, stride
 
+    def bind_extras(self, extras: list[torch.Tensor]) -> None:
+        """Points the program at the rows (tokens, hidden) that layers add; at none, where there are none."""
+        self._level_rows.value = self._tokens.value if extras else 0
+        for level, rows in zip(self._levels, extras, strict=False):
+            assert rows.dtype == self._hidden.dtype and rows.stride(1) == 1, "rows of another form"
+            level.input, level.input_stride = rows.data_ptr(), rows.stride(0)
+
     def _add_attention(self, index: int, layer: LayerWeights) -> None:
         program, tokens, heads = self.program, self._tokens, self._weights.heads
         program.norm(tokens, self._hidden, layer.input_norm, self._normed, self._weights.epsilon)
         program.linear(tokens, self._normed, layer.states, self._states, bias=layer.states_bias)
         caches = (self._cache.keys[index], self._cache.values[index])
         self._rotations.append(
-            program.rotate(tokens, self._states, heads, self._cosines, self._sines, caches)
+            program.rotate(tokens, self._states, heads, self._cosines, self._sines, caches, layer.head_norms)
         )
         self._plans.append(self._plan(index, layer))
         program.attention(self._sequences, self._plans[-1])

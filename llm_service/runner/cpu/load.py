@@ -41,6 +41,6 @@ def to_cpu_kernels(
     leave_cores_to(team)
     most = settings.max_num_batched_tokens
     if isinstance(model, Decoder):
-        return CpuDecoder(take_weights(model, team), model.kv_layout, team, most)
+        return CpuDecoder(take_weights(model, team), model.kv_layout, team, most, model.extra_widths)
     weights = take_looking_weights(model, team)
     return CpuLookingDecoder(weights, model.kv_layout, model.item_multiple, team, most, model.alignment)

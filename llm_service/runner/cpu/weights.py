@@ -1,8 +1,8 @@
 """Takes a Hugging Face text model apart into packed weights, where its structure is the common one.
 
-Knows that structure: pre-norm layers, rotary embedding, grouped heads, a gated
-SiLU feed-forward. Does not compute. Each original is let go as soon as it is
-packed, so that the weights are in memory once.
+Knows that structure: pre-norm layers, rotary embedding, grouped heads that may have
+norms of their own, a gated SiLU feed-forward. Does not compute. Each original is let
+go as soon as it is packed, so that the weights are in memory once.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from llm_service.runner.rotary_axes import rotary_axes
 from shared.families.decoder import Decoder
 from shared.kernels.library import Team
-from shared.kernels.program import Heads, PackedMatrix, pack_matrix
+from shared.kernels.program import HeadNorms, Heads, PackedMatrix, pack_matrix
 
 _CLASSES = frozenset(
     {
@@ -26,12 +27,15 @@ _CLASSES = frozenset(
         "Qwen2VLTextModel",
         "Qwen2_5OmniThinkerTextModel",
         "Qwen2_5_VLTextModel",
+        "Qwen3Model",
+        "Qwen3VLTextModel",
     }
 )
 """Models of this structure. Others share its names and mean something else by them (a norm of 1 + weight)."""
 
 _LAYER_NAMES = frozenset(
     {"input_layernorm.weight", "post_attention_layernorm.weight"}
+    | {"self_attn.q_norm.weight", "self_attn.k_norm.weight"}
     | {f"self_attn.{name}_proj.{part}" for name in "qkvo" for part in ("weight", "bias")}
     | {f"mlp.{name}_proj.{part}" for name in ("gate", "up", "down") for part in ("weight", "bias")}
 )
@@ -41,11 +45,12 @@ _STEADY_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer. Biases are None where the model has none."""
+    """One layer. Biases and norms of heads are None where the model has none."""
 
     input_norm: torch.Tensor
     states: PackedMatrix
     states_bias: torch.Tensor | None
+    head_norms: HeadNorms | None
     output: PackedMatrix
     output_bias: torch.Tensor | None
     feed_norm: torch.Tensor
@@ -87,8 +92,6 @@ def obstacle(decoder: Decoder) -> str | None:
     name, config = type(model).__name__, model.config
     if name not in _CLASSES:
         return f"{name} is not one of the known structures"
-    if decoder.extra_widths:
-        return f"it takes {', '.join(decoder.extra_widths)} beside its input embeddings"
     if config.hidden_act != "silu":
         return f"the activation is {config.hidden_act}"
     if model.rotary_emb.rope_type not in _STEADY_ROTATIONS:
@@ -122,7 +125,7 @@ def take_weights(decoder: Decoder, team: Team) -> DecoderWeights:
         heads=Heads(head_count, layout.kv_head_count, layout.head_dim),
         hidden_size=decoder.hidden_size,
         frequencies=frequencies,
-        axes=_axes(model.rotary_emb, decoder.axes, len(frequencies)),
+        axes=rotary_axes(decoder).to(torch.int32),
         rotary_factor=float(model.rotary_emb.attention_scaling),
     )
 
@@ -144,6 +147,7 @@ def _pack_layer(layer: Any, team: Team) -> LayerWeights:
         input_norm=layer.input_layernorm.weight.data,
         states=pack_matrix(team, torch.cat([part.weight.data for part in states])),
         states_bias=_joined_bias(states),
+        head_norms=_head_norms(attention),
         output=pack_matrix(team, attention.o_proj.weight.data),
         output_bias=_joined_bias([attention.o_proj]),
         feed_norm=layer.post_attention_layernorm.weight.data,
@@ -156,6 +160,14 @@ def _pack_layer(layer: Any, team: Team) -> LayerWeights:
     )
 
 
+def _head_norms(attention: Any) -> HeadNorms | None:
+    if not hasattr(attention, "q_norm"):
+        return None
+    query, key = attention.q_norm, attention.k_norm
+    assert query.variance_epsilon == key.variance_epsilon, "norms of queries and of keys differ in epsilon"
+    return HeadNorms(query.weight.data, key.weight.data, float(query.variance_epsilon))
+
+
 def _joined_bias(parts: list[nn.Linear]) -> torch.Tensor | None:
     """Biases of layers that are computed as one; a missing one counts as zeros beside others."""
     if all(part.bias is None for part in parts):
@@ -164,13 +176,3 @@ def _joined_bias(parts: list[nn.Linear]) -> torch.Tensor | None:
         part.weight.new_zeros(part.out_features) if part.bias is None else part.bias.data for part in parts
     ]
     return torch.cat(biases).contiguous()
-
-
-def _axes(rotary: Any, axis_count: int, frequency_count: int) -> torch.Tensor:
-    """With M-RoPE, runs of frequencies take time, height and width in turn."""
-    if axis_count == 1:
-        return torch.zeros(frequency_count, dtype=torch.int32)
-    runs = [torch.full((length,), index % 3) for index, length in enumerate(rotary.mrope_section)]
-    axes = torch.cat(runs).to(torch.int32)
-    assert len(axes) == frequency_count, "the sections of M-RoPE do not cover the head"
-    return axes

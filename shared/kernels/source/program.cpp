@@ -15,7 +15,7 @@ using namespace percept;
 
 namespace {
 
-enum Kind : int32_t { LINEAR = 1, NORM = 2, ANGLES = 3, ROTATE = 4, ATTENTION = 5, PACK = 6, UNPACK = 7 };
+enum Kind : int32_t { LINEAR = 1, NORM = 2, ANGLES = 3, ROTATE = 4, ATTENTION = 5, PACK = 6, UNPACK = 7, ADD = 8 };
 enum DataType : int32_t { FLOAT32 = 1, BFLOAT16 = 2 };
 
 // The same struct in shared/kernels/operation.py. Strides and sizes are in elements.
@@ -26,7 +26,7 @@ struct Operation {
     int64_t input_stride;
     void *output;
     int64_t output_stride;
-    int64_t columns, depth; // of a matrix; of a norm, depth is the row's width
+    int64_t columns, depth; // of a matrix; of NORM and ADD, depth is the row's width
     const void *weight;
     const void *bias;     // or nullptr
     const void *residual; // or nullptr: rows of the output's shape that are added
@@ -34,7 +34,7 @@ struct Operation {
     const int64_t *index; // UNPACK: the matrix row of each output row
     int32_t activation;
     int32_t wide;    // LINEAR: the output is float32 whatever the data type; NORM: centred
-    float epsilon;   // NORM; of ANGLES the factor on cosines and sines
+    float epsilon;   // NORM, ROTATE; of ANGLES the factor on cosines and sines
     int32_t heads, key_heads, width; // ROTATE
     const float *cosines, *sines;    // ROTATE: (rows, width / 2)
     void *keys, *values;             // ROTATE: caches to write to, or nullptr
@@ -45,6 +45,7 @@ struct Operation {
     const int32_t *axes;      // ANGLES: which axis each frequency takes
     const Attention *attention;
     const int64_t *sequences; // ATTENTION: how many there are at a run
+    const void *query_norm, *key_norm; // ROTATE: (width), or nullptr where heads are rotated as they are
 };
 
 // Items at a time: enough that the counter is no bottleneck, few enough that threads end together.
@@ -208,7 +209,8 @@ void angles(Team &team, const Operation &o, int64_t rows) {
 }
 
 // Rows hold query heads, key heads, value heads. Queries and keys are rotated in
-// place; with caches, keys and values then go to the row's slot.
+// place, normed before where there are weights for it; with caches, keys and values
+// then go to the row's slot.
 template <typename Type>
 void rotate_rows(Team &team, const Operation &o, int64_t rows) {
     typedef typename Type::Element Element;
@@ -217,13 +219,25 @@ void rotate_rows(Team &team, const Operation &o, int64_t rows) {
         Element *query = (Element *)o.output + row * o.output_stride;
         const float *cosines = o.cosines + row * (o.width / 2), *sines = o.sines + row * (o.width / 2);
         for (int64_t head = 0; head < o.heads + o.key_heads; head++) {
-            rotate<Type>(query + head * o.width, cosines, sines, o.width);
+            Element *at = query + head * o.width;
+            const Element *weight = (const Element *)(head < o.heads ? o.query_norm : o.key_norm);
+            if (weight) normalise<Type>(at, weight, nullptr, at, o.width, o.epsilon, false);
+            rotate<Type>(at, cosines, sines, o.width);
         }
         if (!o.keys) return;
         const Element *key = query + (int64_t)o.heads * o.width;
         int64_t at = o.slots[row] * key_width;
         std::memcpy((Element *)o.keys + at, key, key_width * sizeof(Element));
         std::memcpy((Element *)o.values + at, key + key_width, key_width * sizeof(Element));
+    });
+}
+
+// Adds the input's rows to the output's.
+template <typename Type>
+void add_rows(Team &team, const Operation &o, int64_t rows) {
+    typedef typename Type::Element Element;
+    for_items(team, rows, share(rows, team.size()), [&](int64_t row) {
+        add<Type>((const Element *)o.input + row * o.input_stride, (Element *)o.output + row * o.output_stride, o.depth);
     });
 }
 
@@ -294,6 +308,7 @@ void run_operation(Team &team, const Operation &o) {
     case ATTENTION: return attend<Type>(team, o);
     case PACK: return pack<Type>(team, o);
     case UNPACK: return unpack<Type>(team, o, rows);
+    case ADD: return add_rows<Type>(team, o, rows);
     }
 }
 

@@ -73,6 +73,14 @@ void normalise(const typename Type::Element *row, const typename Type::Element *
     }
 }
 
+// Adds a row to another.
+template <typename Type>
+void add(const typename Type::Element *row, typename Type::Element *output, int64_t width) {
+    int64_t whole = width / LANES * LANES;
+    for (int64_t c = 0; c < whole; c += LANES) Type::store(output + c, Type::load(output + c) + Type::load(row + c));
+    for (int64_t c = whole; c < width; c++) output[c] = Type::narrow(Type::widen(output[c]) + Type::widen(row[c]));
+}
+
 // Rotates a head in place: its first half and its second are the two coordinates of `width / 2` points.
 template <typename Type>
 void rotate(typename Type::Element *head, const float *cosines, const float *sines, int64_t width) {

@@ -1,4 +1,4 @@
-"""Norms, angles and rotations equal torch's in float32."""
+"""Norms, angles, rotations and sums equal torch's in float32."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from shared.kernels.library import Team
-from shared.kernels.program import Count, Heads, Program
+from shared.kernels.program import Count, HeadNorms, Heads, Program
 from tests.unit.kernels.conftest import assert_near
 
 
@@ -83,3 +83,37 @@ def test_rotation(team: Team, dtype: torch.dtype, heads: Heads, cached: bool) ->
         assert (caches[:, slots_left] == 7.0).all()
     else:
         assert (caches == 7.0).all()
+
+
+@pytest.mark.parametrize("heads", [Heads(14, 2, 64), Heads(6, 3, 16), Heads(2, 1, 6)], ids=str)
+def test_heads_are_normed_before_they_turn(team: Team, dtype: torch.dtype, heads: Heads) -> None:
+    """Each by itself, queries and keys with weights of their own; values are neither normed nor turned."""
+    rows, width = 37, heads.width
+    states = torch.randn(rows, heads.query + 2 * heads.key, width).to(dtype) * 5
+    norms = HeadNorms(torch.randn(width).to(dtype), torch.randn(width).to(dtype), 1e-3)
+    angles = torch.randn(rows, width // 2)
+    x = states.float()
+    scaled = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-3)
+    query, key, value = x.split([heads.query, heads.key, heads.key], dim=1)
+    query = scaled[:, : heads.query] * norms.query.float()
+    key = scaled[:, heads.query : heads.query + heads.key] * norms.key.float()
+    turned = rotated(torch.cat([query, key], 1).to(dtype).float(), angles.cos(), angles.sin())
+    program = Program(team, dtype, 1)
+    program.rotate(Count(rows), states.view(rows, -1), heads, angles.cos(), angles.sin(), None, norms)
+    program.run()
+    assert_near(states, torch.cat([turned, value], 1), dtype, 3)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 5), (3, 16), (70, 34), (129, 1280)])
+def test_rows_are_added(team: Team, dtype: torch.dtype, rows: int, width: int) -> None:
+    """To rows that lie apart; none where none count, whatever the addend points at."""
+    whole, addend = torch.randn(rows, width + 3).to(dtype), torch.randn(rows, width + 1).to(dtype)
+    before, count = whole.clone(), Count(0)
+    program = Program(team, dtype, 1)
+    step = program.add(count, whole[:, :width])
+    program.run()
+    assert torch.equal(whole, before)
+    step.input, step.input_stride, count.value = addend.data_ptr(), addend.stride(0), rows
+    program.run()
+    assert_near(whole[:, :width], before[:, :width].float() + addend[:, :width].float(), dtype)
+    assert torch.equal(whole[:, width:], before[:, width:])

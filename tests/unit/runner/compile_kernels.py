@@ -21,7 +21,9 @@ from shared.families import triton_varlen as varlen
 TYPES = {"scale": "fp32", "partial": "*fp32", "marks": "*fp32", "slots": "*i64", "tables": "*i32"}
 TYPES |= dict.fromkeys(("lengths", "query_starts", "starts"), "*i32")
 TYPES |= dict.fromkeys(("query", "key", "value", "keys", "values", "output"), "*bf16")
-TYPES |= dict.fromkeys(("rows", "residual", "weight", "states", "cosines", "sines", "gated"), "*bf16")
+TYPES |= dict.fromkeys(
+    ("rows", "residual", "weight", "states", "cosines", "sines", "gated", "norms"), "*bf16"
+)
 TYPES |= {"epsilon": "fp32"}
 TARGET = GPUTarget("cuda", 90, 32)
 
@@ -54,7 +56,8 @@ def main() -> None:
         compile_kernel(varlen.varlen_kernel, 8, ROWS=128, TILE=64, **head)
     compile_kernel(paged.write_kernel, 4, HEADS=4, HEAD_DIM=128, SIZE=512)
     compile_kernel(fused.norm_kernel, 8, WIDTH=3584, SIZE=4096, ADDS=1)
-    compile_kernel(fused.rotate_kernel, 1, HEADS=28, KEY_HEADS=4, HEAD_DIM=128, HALF=64)
+    for norms in (0, 1):
+        compile_kernel(fused.rotate_kernel, 1, HEADS=28, KEY_HEADS=4, HEAD_DIM=128, HALF=64, NORMS=norms)
     compile_kernel(fused.gate_kernel, 4, WIDTH=18944, COLUMNS=1024)
 
 

@@ -57,6 +57,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"model_type": "qwen2_vl", "tie": False},
     {"model_type": "qwen2_5_vl", "tie": False},
     {"model_type": "qwen2_5_omni"},
+    {"model_type": "qwen3_vl"},
+    {"model_type": "llava", "text": "qwen3"},
 ]
 
 
@@ -141,8 +143,8 @@ def test_unknown_structures_are_obstacles(tinies: Tinies) -> None:
     decoder = load_decoder(tinies("llava").checkpoint.folder)
     model: Any = decoder.module.model
     assert obstacle(decoder) is None
-    model.layers[1].self_attn.register_parameter("q_norm", torch.nn.Parameter(torch.ones(16)))
-    assert obstacle(decoder) == "layers hold self_attn.q_norm"
+    model.layers[1].self_attn.register_parameter("sinks", torch.nn.Parameter(torch.ones(16)))
+    assert obstacle(decoder) == "layers hold self_attn.sinks"
     model.__class__ = type("GemmaModel", (type(model),), {})
     assert obstacle(decoder) == "GemmaModel is not one of the known structures"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -54,8 +55,11 @@ def run_steps(model: Decoder | FusedDecoder, backend: SdpaBackend | TritonBacken
         positions = torch.stack([positions, positions * 2, positions + 3])
         embeds = model.embed(positions[0] + 11)
         context = AttentionContext(cache, shape.slots, backend.plan(cache, shape), shape)
+        further: dict[str, Any] = {}
+        if model.extra_widths:
+            further["extras"] = {name: embeds * (place + 1) for place, name in enumerate(model.extra_widths)}
         hidden = model.forward(
-            embeds, positions[: 3 if model_axes(model) == 3 else 1], attention_context=context
+            embeds, positions[: 3 if model_axes(model) == 3 else 1], attention_context=context, **further
         )
         found.append(model.logits(hidden))
     return found
@@ -66,7 +70,7 @@ def model_axes(model: Decoder | FusedDecoder) -> int:
     return model.axes if isinstance(model, Decoder) else int(model.axes.max()) + 1
 
 
-@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "llava"])
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "llava", "qwen3_vl"])
 def test_equals_the_modeling_code(model_type: str, tinies: Tinies) -> None:
     family = tinies(model_type).checkpoint.family
 
