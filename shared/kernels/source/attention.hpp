@@ -103,11 +103,16 @@ class TileAttention {
     }
 
     void run() {
+        const Element *keys[KEYS], *values[KEYS];
         start(0);
         for (int64_t key = begin(); key < end(); key += KEYS) {
             int64_t count = std::min<int64_t>(KEYS, end() - key);
-            pack_keys(key, count);
-            pack_values(key, count);
+            find(a_.key, key, count, keys);
+            find(a_.value, key, count, values);
+            fetch(keys, count);
+            fetch(values, count);
+            pack_keys(keys, count);
+            pack_values(values, count);
             look(key, count);
         }
         write();
@@ -224,24 +229,30 @@ class TileAttention {
         }
     }
 
-    void pack_keys(int64_t first, int64_t count) {
+    // All of them at once: the processor does not know where the next block of a table lies.
+    void fetch(const Element *const *found, int64_t count) const {
+        int64_t bytes = a_.width * sizeof(Element);
+        for (int64_t key = 0; key < count; key++) {
+            for (int64_t byte = 0; byte < bytes; byte += 64) prefetch((const char *)found[key] + byte);
+        }
+    }
+
+    void pack_keys(const Element *const *found, int64_t count) {
         const Element *rows[PANEL];
-        for (int64_t begin = 0; begin < KEYS; begin += PANEL) {
-            for (int64_t row = 0; row < PANEL; row++) {
-                rows[row] = begin + row < count ? cached(a_.key, first + begin + row) : nullptr;
-            }
+        for (int64_t begin = 0; begin < count; begin += PANEL) {
+            for (int64_t row = 0; row < PANEL; row++) rows[row] = begin + row < count ? found[begin + row] : nullptr;
             pack_rows<Type>(rows, a_.width, keys_ + begin / PANEL * units_of<Type>(a_.width) * 2);
         }
     }
 
     // Values are multiplied along keys: a word holds what PER_UNIT neighbouring keys have in one column.
-    void pack_values(int64_t first, int64_t count) {
+    void pack_values(const Element *const *found, int64_t count) {
         static const Element zeros[4096] = {};
         int64_t pairs = units_of<Type>(count);
         for (int64_t pair = 0; pair < pairs; pair++) {
             int64_t key = pair * Type::PER_UNIT;
-            const Element *low = cached(a_.value, first + key), *high = zeros;
-            if (Type::PER_UNIT == 2 && key + 1 < count) high = cached(a_.value, first + key + 1);
+            const Element *low = found[key], *high = zeros;
+            if (Type::PER_UNIT == 2 && key + 1 < count) high = found[key + 1];
             for (int64_t panel = 0; panel < panels_; panel++) {
                 uint32_t *words = (uint32_t *)(values_ + (panel * units_of<Type>(KEYS) + pair) * 2);
                 int64_t begin = panel * PANEL, width = std::min<int64_t>(PANEL, a_.width - begin);
@@ -288,15 +299,16 @@ class TileAttention {
 #endif
         for (; first < end; first += QUERIES) {
             int64_t rows = std::min(QUERIES, end - first);
-            score(first, rows);
+            score(first, rows, count);
             Weighing(*this, {key, count}, first, rows, scores_, weights_).finish();
             gather_values(first, rows, count);
         }
     }
 
-    void score(int64_t first, int64_t rows) {
+    // What was scored before stays where a block has fewer keys; no row sees it.
+    void score(int64_t first, int64_t rows, int64_t count) {
         int64_t units = units_of<Type>(a_.width);
-        for (int panel = 0; panel < KEYS / PANEL; panel++) {
+        for (int64_t panel = 0; panel < key_panels(count); panel++) {
             multiply_panel<Type>(queries_ + first * a_.width, a_.width, rows, keys_ + panel * units * 2, units, false,
                                  [&](int64_t row, Floats low, Floats high) {
                                      float *at = scores_ + row * STRIDE + panel * PANEL;
@@ -318,6 +330,8 @@ class TileAttention {
         }
     }
 
+    static int64_t key_panels(int64_t count) { return (count + PANEL - 1) / PANEL; }
+
     const Words *values_of(int64_t panel) const { return values_ + panel * units_of<Type>(KEYS) * 2; }
 
 #if defined(PERCEPT_TILES)
@@ -330,12 +344,12 @@ class TileAttention {
         take_tiles(TILE);
         int64_t blocks = (end - first + ROWS - 1) / ROWS;
         end = std::min(rows_, first + blocks * ROWS); // none is gathered for that was not weighed
-        int64_t steps = 2 * (KEYS / PANEL * steps_of(a_.width) + panels_ * steps_of(count));
+        int64_t steps = 2 * (key_panels(count) * steps_of(a_.width) + panels_ * steps_of(count));
         for (int64_t turn = 0; turn < blocks + 2; turn++) {
             int64_t weighed = first + (turn - 1) * ROWS, rows = turn >= 1 ? std::clamp<int64_t>(end - weighed, 0, ROWS) : 0;
             Weighing weighing(*this, {key, count}, weighed, rows, scores_of(turn - 1), weights_of(turn - 1));
             auto between = [&] { weighing.go(steps); };
-            if (turn < blocks) score_on_tiles(turn, first + turn * ROWS, between);
+            if (turn < blocks) score_on_tiles(turn, first + turn * ROWS, count, between);
             if (turn >= 2) gather_on_tiles(turn - 2, first + (turn - 2) * ROWS, count, between);
             weighing.finish();
         }
@@ -348,9 +362,9 @@ class TileAttention {
     Element *weights_of(int64_t block) const { return weights_ + (block & 1) * KEYS; }
 
     template <typename Between>
-    void score_on_tiles(int64_t block, int64_t row, Between &&between) {
+    void score_on_tiles(int64_t block, int64_t row, int64_t count, Between &&between) {
         int64_t units = units_of<Type>(a_.width);
-        for (int64_t panel = 0; panel < KEYS / PANEL; panel++) {
+        for (int64_t panel = 0; panel < key_panels(count); panel++) {
             TilePanel keys(keys_ + panel * units * 2, units);
             const char *queries = (const char *)(queries_ + row * a_.width);
             float *scores = scores_of(block) + panel * PANEL;

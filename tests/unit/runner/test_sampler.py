@@ -20,7 +20,7 @@ from transformers import (
 from llm_service.engine.messages import AddSequence, SamplingSettings, StoppingSettings
 from llm_service.engine.sequence import Sequence
 from llm_service.runner.sampling.adjustments import Adjustments
-from llm_service.runner.sampling.sampler import Sampler
+from llm_service.runner.sampling.sampler import BLOCK_COLUMNS, Sampler, greatest
 from llm_service.runner.sampling.truncation import truncate
 
 VOCABULARY = 50
@@ -72,6 +72,17 @@ def test_greedy_takes_the_greatest_and_the_lowest_of_equals() -> None:
     logits[1, 49] = 0.1
     tokens = Sampler().sample(logits, [make(1), make(2)])
     assert [(token.sequence_id, token.token_id) for token in tokens] == [(1, 7), (2, 49)]
+
+
+@pytest.mark.parametrize("width", [1, 100, BLOCK_COLUMNS, BLOCK_COLUMNS + 1, 1000, 32_003])
+def test_greatest_is_the_argmax(width: int) -> None:
+    """Of equals the first, of what is no number the first of these, in whatever block they stand."""
+    logits = torch.randn(40, width, generator=torch.Generator().manual_seed(width))
+    logits[::2] = logits[::2].round()
+    logits[4, width - 1] = logits[5, width // 2] = torch.nan
+    logits[6], logits[7, :-1] = -torch.inf, -torch.inf
+    logits[8, width - 1] = logits[9, 0] = torch.inf
+    assert torch.equal(greatest(logits), logits.argmax(1, keepdim=True))
 
 
 def test_results_keep_the_order_of_rows() -> None:
