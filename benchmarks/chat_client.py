@@ -48,7 +48,7 @@ class ChatClient:
 
     def __init__(self, gateway: str) -> None:
         host, _, port = gateway.rpartition(":")
-        self._socket = socket.create_connection((host, int(port)), timeout=600)
+        self._socket = socket.create_connection((host.strip("[]"), int(port)), timeout=600)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: {gateway}\r\n"

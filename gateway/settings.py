@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from gateway.item_settings import SettingsRules
+from gateway.item_settings import SettingsRules, canonical
 from gateway.media_io import MediaIo
+from shared.errors import InvalidRequestError
 from shared.rpc.addresses import checked_address
 from shared.settings import (
     CommaList,
@@ -143,6 +144,15 @@ class GatewaySettings(ServiceSettings):
             mistake = error.errors(include_url=False, include_input=False)[0]
             path = ".".join(str(step) for step in mistake["loc"])
             raise ValueError(f"{path}: {mistake['msg']}") from None
+        return text
+
+    @field_validator("mm_processor_kwargs")
+    @classmethod
+    def _check_length(cls, text: str) -> str:
+        try:
+            canonical(json.loads(text or "{}"))
+        except InvalidRequestError as error:
+            raise ValueError(error.message) from None
         return text
 
     @field_validator("encoder", "llm")

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from llm_service.runner.attention.context import AttentionContext
 from llm_service.runner.fused_kernels import add_and_norm, gate, rotate_and_write
+from llm_service.runner.layer_window import layer_window
 from llm_service.runner.rotary_axes import rotary_axes
 from shared.families.base import StateShape
 from shared.families.decoder import Decoder
@@ -119,7 +120,9 @@ class FusedDecoder:
             gated = layer.gated.of(self._grow(rows, residual, layer.feed_norm))
             rows = layer.down.of(gate(gated))
             if index < len(levels):
-                rows = rows + levels[index]
+                # What the layer gave is rounded before the level's rows are added.
+                residual += rows
+                rows = levels[index]
         return self._grow(rows, residual, self._norm)
 
     @torch.inference_mode()
@@ -142,8 +145,6 @@ class FusedDecoder:
 def _take_layer(layer: Any) -> FusedLayer:
     """Joins a layer's matrices; each original is let go at once."""
     attention, feed = layer.self_attn, layer.mlp
-    # Some layers have no window of their own: the configuration's holds for all.
-    window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
     return FusedLayer(
         input_norm=layer.input_layernorm.weight,
         states=_join(attention.q_proj, attention.k_proj, attention.v_proj),
@@ -153,7 +154,7 @@ def _take_layer(layer: Any) -> FusedLayer:
         gated=_join(feed.gate_proj, feed.up_proj),
         down=_join(feed.down_proj),
         scale=float(attention.scaling),
-        window=None if window is None else int(window),
+        window=layer_window(attention),
     )
 
 

@@ -27,10 +27,10 @@ def rotary_axes(decoder: Decoder) -> torch.Tensor:
     if decoder.axes == 1:
         return axes
     sections = model.rotary_emb.mrope_section
-    assert sum(sections) == len(axes), "the sections of M-RoPE do not cover the head"
     if type(model).__name__ in _INTERLEAVED:
         for axis in (1, 2):
             axes[axis : 3 * sections[axis] : 3] = axis
         return axes
+    assert sum(sections) == len(axes), "the sections of M-RoPE do not cover the head"
     counts = torch.tensor(sections, device=axes.device)
     return (torch.arange(len(sections), device=axes.device) % decoder.axes).repeat_interleave(counts)

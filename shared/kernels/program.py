@@ -211,6 +211,9 @@ class Program:
         if caches is not None:
             step.keys, step.values = (cache.data_ptr() for cache in caches)
         if norms is not None:
+            for weight in (norms.query, norms.key):
+                assert weight.shape == (heads.width,) and weight.is_contiguous(), "a norm of another width"
+                assert weight.dtype == self._dtype, "a norm of another type than the program's"
             self._kept.append(norms)
             step.query_norm, step.key_norm = norms.query.data_ptr(), norms.key.data_ptr()
             step.epsilon = norms.epsilon
@@ -223,7 +226,16 @@ class Program:
         self._kept += [plan, sequences]
 
     def add(self, rows: Count, output: torch.Tensor) -> Operation:
-        """Adds rows to those of `output`; `input` and `input_stride` of the operation are to be set."""
+        """output += rows that the caller sets.
+
+        Args:
+            output: (rows, width) of the program's type.
+
+        Returns:
+            The operation, whose `input`, the first of rows of the same width and type, and `input_stride`
+            are to be set before a run in which `rows` counts any.
+        """
+        assert output.stride(1) == 1 and output.dtype == self._dtype, "rows of another form"
         step = self._add(Kind.ADD, rows, None, output)
         step.depth = output.shape[1]
         return step

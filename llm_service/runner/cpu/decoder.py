@@ -47,7 +47,6 @@ class CpuDecoder:
         Args:
             max_tokens: most tokens of a step.
         """
-        assert len(extra_widths) <= len(weights.layers), "more levels of rows than layers"
         self.extra_widths = extra_widths
         self._weights = weights
         self._team = team
@@ -203,6 +202,7 @@ class _Layers:
         """Points the program at the rows (tokens, hidden) that layers add; at none, where there are none."""
         self._level_rows.value = self._tokens.value if extras else 0
         for level, rows in zip(self._levels, extras, strict=False):
+            assert rows.shape == (self._tokens.value, self._hidden.shape[1]), "rows of another shape"
             assert rows.dtype == self._hidden.dtype and rows.stride(1) == 1, "rows of another form"
             level.input, level.input_stride = rows.data_ptr(), rows.stride(0)
 

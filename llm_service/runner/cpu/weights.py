@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llm_service.runner.layer_window import layer_window
 from llm_service.runner.rotary_axes import rotary_axes
 from shared.families.decoder import Decoder
 from shared.kernels.library import Team
@@ -141,8 +142,6 @@ def _layers(model: Any, team: Team) -> Iterator[LayerWeights]:
 def _pack_layer(layer: Any, team: Team) -> LayerWeights:
     attention, feed = layer.self_attn, layer.mlp
     states = [attention.q_proj, attention.k_proj, attention.v_proj]
-    # Mistral's layers have no window of their own: the configuration's holds for all.
-    window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
     return LayerWeights(
         input_norm=layer.input_layernorm.weight.data,
         states=pack_matrix(team, torch.cat([part.weight.data for part in states])),
@@ -156,7 +155,7 @@ def _pack_layer(layer: Any, team: Team) -> LayerWeights:
         down=pack_matrix(team, feed.down_proj.weight.data),
         down_bias=_joined_bias([feed.down_proj]),
         scale=float(attention.scaling),
-        window=None if window is None else int(window),
+        window=layer_window(attention),
     )
 
 

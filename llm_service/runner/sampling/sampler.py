@@ -104,7 +104,7 @@ def greatest(logits: torch.Tensor) -> torch.Tensor:
     if logits.device.type != "cpu" or width <= BLOCK_COLUMNS:
         return logits.argmax(dim=1, keepdim=True)
     whole = width // BLOCK_COLUMNS * BLOCK_COLUMNS
-    tops = logits[:, :whole].reshape(len(logits), -1, BLOCK_COLUMNS).amax(2)
+    tops = logits[:, :whole].reshape(len(logits), whole // BLOCK_COLUMNS, BLOCK_COLUMNS).amax(2)
     if whole < width:
         tops = torch.cat([tops, logits[:, whole:].amax(1, keepdim=True)], dim=1)
     first = tops.argmax(dim=1, keepdim=True) * BLOCK_COLUMNS

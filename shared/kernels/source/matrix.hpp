@@ -26,6 +26,7 @@ constexpr int64_t AHEAD = 8192; // bytes; the processor's own prefetching stops 
 template <typename Type>
 constexpr int64_t units_of(int64_t depth) { return (depth + Type::PER_UNIT - 1) / Type::PER_UNIT; }
 
+// Into the second-level cache: a panel overflows the innermost one, and would push out what is multiplied now.
 inline void prefetch(const void *address) { __builtin_prefetch(address, 0, 2); }
 
 // Sums of ROWS rows over all units of one panel, 32 columns of each row. Not

@@ -94,10 +94,9 @@ def test_heads_are_normed_before_they_turn(team: Team, dtype: torch.dtype, heads
     angles = torch.randn(rows, width // 2)
     x = states.float()
     scaled = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-3)
-    query, key, value = x.split([heads.query, heads.key, heads.key], dim=1)
-    query = scaled[:, : heads.query] * norms.query.float()
-    key = scaled[:, heads.query : heads.query + heads.key] * norms.key.float()
-    turned = rotated(torch.cat([query, key], 1).to(dtype).float(), angles.cos(), angles.sin())
+    query, key, _ = scaled.split([heads.query, heads.key, heads.key], dim=1)
+    normed = torch.cat([query * norms.query.float(), key * norms.key.float()], 1).to(dtype).float()
+    turned, value = rotated(normed, angles.cos(), angles.sin()), x[:, heads.query + heads.key :]
     program = Program(team, dtype, 1)
     program.rotate(Count(rows), states.view(rows, -1), heads, angles.cos(), angles.sin(), None, norms)
     program.run()

@@ -221,7 +221,7 @@ def check(scene: Scene, kernels: str) -> None:
 
 
 @pytest.mark.usefixtures("needs_compiler")
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", [*MODEL_TYPES, "qwen3_vl"])
 def test_our_kernels(model_type: str, scenes: Scenes) -> None:
     check(scenes(model_type), "auto")
 

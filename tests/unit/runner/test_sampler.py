@@ -82,7 +82,11 @@ def test_greatest_is_the_argmax(width: int) -> None:
     logits[4, width - 1] = logits[5, width // 2] = torch.nan
     logits[6], logits[7, :-1] = -torch.inf, -torch.inf
     logits[8, width - 1] = logits[9, 0] = torch.inf
+    logits[10, width - 1] = logits[10, width // 2] = logits[11, width // 3] = logits[11, width // 2] = (
+        torch.nan
+    )
     assert torch.equal(greatest(logits), logits.argmax(1, keepdim=True))
+    assert greatest(logits[:0]).shape == (0, 1)
 
 
 def test_results_keep_the_order_of_rows() -> None:
