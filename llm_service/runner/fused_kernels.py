@@ -45,6 +45,19 @@ def norm_kernel(
 
 
 @triton.jit
+def norm_head(first, second, scales, there, epsilon, HEAD_DIM: tl.constexpr):
+    """Both halves of a head after its root-mean-square norm; `scales` points at the first half's weights."""
+    exact_first, exact_second = first.to(tl.float32), second.to(tl.float32)
+    squares = tl.sum(exact_first * exact_first, 0) + tl.sum(exact_second * exact_second, 0)
+    factor = 1.0 / tl.sqrt(squares / HEAD_DIM + epsilon)
+    scaled_first = (exact_first * factor).to(first.dtype).to(tl.float32)
+    scaled_second = (exact_second * factor).to(second.dtype).to(tl.float32)
+    first = (scaled_first * tl.load(scales, mask=there, other=0.0)).to(first.dtype)
+    second = (scaled_second * tl.load(scales + HEAD_DIM // 2, mask=there, other=0.0)).to(second.dtype)
+    return first, second
+
+
+@triton.jit
 def rotate_kernel(
     states,
     cosines,
@@ -77,14 +90,8 @@ def rotate_kernel(
     slot = tl.load(slots + token).to(tl.int64) * slot_stride
     if head < HEADS + KEY_HEADS:
         if NORMS:
-            exact_first, exact_second = first.to(tl.float32), second.to(tl.float32)
-            squares = tl.sum(exact_first * exact_first, 0) + tl.sum(exact_second * exact_second, 0)
-            factor = 1.0 / tl.sqrt(squares / HEAD_DIM + epsilon)
             scales = norms + (head >= HEADS).to(tl.int32) * HEAD_DIM + column
-            scaled_first = (exact_first * factor).to(first.dtype).to(tl.float32)
-            scaled_second = (exact_second * factor).to(first.dtype).to(tl.float32)
-            first = (scaled_first * tl.load(scales, mask=there, other=0.0)).to(first.dtype)
-            second = (scaled_second * tl.load(scales + half, mask=there, other=0.0)).to(second.dtype)
+            first, second = norm_head(first, second, scales, there, epsilon, HEAD_DIM)
         cosine = tl.load(cosines + token * half + column, mask=there).to(tl.float32)
         sine = tl.load(sines + token * half + column, mask=there).to(tl.float32)
         turned_first = (first.to(tl.float32) * cosine - second.to(tl.float32) * sine).to(first.dtype)

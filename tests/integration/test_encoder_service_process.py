@@ -117,8 +117,12 @@ async def test_a_service_under_load_survives_its_workers_and_drains_on_a_signal(
     ):
         stub = encoder_service_pb2_grpc.EncoderServiceStub(channel)
         calls = [await start_encode(stub, picture(colour), llm) for colour in range(60)]
-        for worker in _workers(process):
+        workers = _workers(process)
+        # All at once: an item that is given to another worker in between would die with that one, too.
+        os.kill(process.pid, signal.SIGSTOP)
+        for worker in workers:
             os.kill(worker.pid, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGCONT)
         codes = await asyncio.gather(*(finished(call) for call in calls))
         assert set(codes) == {grpc.StatusCode.OK}
         assert len(receiver.items) == 60
