@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import jiwer
-from openai import AsyncOpenAI
+from openai import APIConnectionError, AsyncOpenAI
 from tqdm import tqdm
 
 from models.senses.cases import SKILLS as SENSES
@@ -176,7 +176,10 @@ def main() -> None:
     parser.add_argument("--senses-at-least", type=float, default=0.9, help="the same for each other skill")
     parser.add_argument("--wrong", action="store_true", help="print the wrong answers, too")
     chosen = parser.parse_args()
-    judge = asyncio.run(evaluate(chosen))
+    try:
+        judge = asyncio.run(evaluate(chosen))
+    except APIConnectionError:
+        parser.exit(2, f"nobody answers at {chosen.url}; serve the model first: make up\n")
     print(judge.tally.table())
     if judge.said:
         print(f"word error rate of {len(judge.said)} transcriptions: {judge.word_error_rate():.2%}")
