@@ -31,7 +31,7 @@ def are_plain(items: Items[ScheduledSequence]) -> bool:
 
 
 class RowRuns:
-    """Makes the forward keywords for one model."""
+    """Makes the forward keywords for one model; what it is, is asked once, as protocols answer slowly."""
 
     def __init__(self, model: LanguageModel) -> None:
         self._chooses = isinstance(model, ChoosesByRow)

@@ -18,7 +18,7 @@ SEQUENCES_KEYWORD = "sequences"
 
 
 class StepSequences:
-    """Makes the forward keywords for one model."""
+    """Makes the forward keywords for one model; what it is, is asked once, as protocols answer slowly."""
 
     def __init__(self, model: LanguageModel) -> None:
         self._multiple = model.item_multiple if isinstance(model, LooksAtItems) else None
