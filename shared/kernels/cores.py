@@ -14,6 +14,7 @@ from pathlib import Path
 
 PLACE_COUNT = 64
 PLACE_BYTES = 64
+URGENT_OFFSET = 24
 TABLE_BYTES = PLACE_COUNT * PLACE_BYTES
 
 
@@ -46,6 +47,13 @@ class CoreTable:
                 # The mapping keeps the file open, and with it the lock.
                 fcntl.flock(file, fcntl.LOCK_UN)
         self.address = ctypes.addressof(self._holders[0])
+        own = self.own_place * PLACE_BYTES
+        self._urgent = ctypes.c_int64.from_buffer(self._memory, own + URGENT_OFFSET)
+        self.set_urgent(False)  # who held the place before may have died while it was
+
+    def set_urgent(self, urgent: bool) -> None:
+        """Says whether others are to give way to what this process computes from now on."""
+        self._urgent.value = urgent
 
     def _free_place(self) -> int:
         for place, holder in enumerate(self._holders):

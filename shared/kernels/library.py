@@ -68,6 +68,7 @@ class Team:
         self._run = library.percept_run
         self._share = library.percept_share_cores
         self._next_part = library.percept_next_part
+        self._table: CoreTable | None = None
         # At the end of the process its threads end anyway, and one may still be computing.
         finalize(self, library.percept_drop_team, self._team).atexit = False
 
@@ -79,6 +80,14 @@ class Team:
         """
         self._table = table  # mapped as long as the team is there
         self._share(self._team, table.address, PLACE_COUNT, table.own_place, core_count)
+
+    def set_urgent(self, urgent: bool) -> None:
+        """Says whether other teams of the table are to give way to what this one computes from now on.
+
+        They pause between two operations, for at most four fifths of the time.
+        """
+        if self._table is not None:
+            self._table.set_urgent(urgent)
 
     def next_part(self) -> int:
         """Threads that a program would get now."""

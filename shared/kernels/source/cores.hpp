@@ -2,12 +2,15 @@
 //
 // Each service has a place in a table that all of them map into memory. While
 // several compute at once, each takes its part of the cores; one that computes
-// alone takes them all. Knows who computes. Does not know what.
+// alone takes them all. While one of them is urgent, the others pause between two
+// operations, within bounds. Knows who computes. Does not know what.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <thread>
 
 namespace percept {
 
@@ -16,20 +19,24 @@ struct alignas(64) CorePlace {
     std::atomic<int64_t> holder; // a process, or 0: the places are given out in Python
     std::atomic<int64_t> busy;   // computes now
     std::atomic<int64_t> seen;   // when it last said so, in nanoseconds of the monotonic clock
+    std::atomic<int64_t> urgent; // others give way to what it computes; written in Python
 };
 
 class CoreShare {
   public:
     static constexpr int64_t PAUSE = 1'000'000;       // ns; between two steps a service is still at work
     static constexpr int64_t SILENCE = 2'000'000'000; // ns; a service that says nothing for so long has died
+    static constexpr int64_t PATIENCE = 4;            // gives way for so many times as long as it went on before,
+    static constexpr int64_t MOST = 2'000'000'000;    // ns; but never for longer than this in a row
+    static constexpr int64_t GLANCE = 200'000;        // ns; how often who gives way looks whether it may go on
 
     CoreShare(CorePlace *places, int count, int own, int cores)
         : places_(places), count_(count), own_(own), cores_(cores) {}
 
-    // Computes now, or goes on: how many cores there are for it.
+    // Computes now, or goes on: how many cores there are for it. Returns once nobody is more urgent.
     int begin() {
-        int64_t now = clock();
         CorePlace &own = places_[own_];
+        int64_t now = give_way(clock());
         own.seen.store(now, std::memory_order_relaxed);
         own.busy.store(1, std::memory_order_relaxed);
         int active = 1, before = 0;
@@ -56,8 +63,32 @@ class CoreShare {
         return silent < (place.busy.load(std::memory_order_relaxed) ? SILENCE : PAUSE);
     }
 
+    // Sleeps while another is urgent, as long as patience lasts. Returns the time of its end.
+    int64_t give_way(int64_t now) {
+        patience_ = std::min(MOST, patience_ + PATIENCE * (now - begun_));
+        while (patience_ > 0 && is_outranked(now)) {
+            places_[own_].busy.store(0, std::memory_order_relaxed); // its cores are free
+            std::this_thread::sleep_for(std::chrono::nanoseconds(GLANCE));
+            int64_t woken = clock();
+            patience_ -= woken - now;
+            now = woken;
+        }
+        return begun_ = now;
+    }
+
+    bool is_outranked(int64_t now) const {
+        if (places_[own_].urgent.load(std::memory_order_relaxed)) return false;
+        for (int place = 0; place < count_; place++) {
+            const CorePlace &other = places_[place];
+            if (other.holder.load(std::memory_order_relaxed) == 0) break;
+            if (place != own_ && other.urgent.load(std::memory_order_relaxed) && is_active(other, now)) return true;
+        }
+        return false;
+    }
+
     CorePlace *places_;
     int count_, own_, cores_;
+    int64_t begun_ = clock(), patience_ = 0; // ns
 };
 
 } // namespace percept

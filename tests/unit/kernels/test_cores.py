@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 
 from shared.kernels.build import built_library
 from shared.kernels.cores import PLACE_BYTES, PLACE_COUNT, CoreTable
-from shared.kernels.library import Library
+from shared.kernels.library import Library, Team
 from shared.kernels.program import Count, Program, pack_matrix
 
 
@@ -82,3 +83,74 @@ def test_results_are_the_same_however_many_take_part(tmp_path: Path) -> None:
         output.zero_()
         program.run()
         torch.testing.assert_close(output, source @ weight.T)
+
+
+@pytest.fixture
+def sharing(tmp_path: Path) -> tuple[CoreTable, Team]:
+    """A team of two on two cores, which has computed for long enough to give way for two seconds."""
+    path = tmp_path / "table"
+    path.touch()
+    table = CoreTable(path)
+    team = Library(built_library()).make_team(2)
+    team.share_cores(table, 2)
+    time.sleep(0.6)
+    return table, team
+
+
+def _pretend_urgent(table: CoreTable, *, busy: int = 1, seconds_ago: float) -> None:
+    _pretend(table, 1, busy=busy, seconds_ago=seconds_ago)
+    _cell(table, 1, 3).value = 1
+
+
+def test_gives_way_while_another_is_urgent(sharing: tuple[CoreTable, Team]) -> None:
+    table, team = sharing
+    _pretend_urgent(table, seconds_ago=-60)
+    parts: list[int] = []
+    waiting = threading.Thread(target=lambda: parts.append(team.next_part()))
+    waiting.start()
+    time.sleep(0.2)
+    assert not parts
+    assert _cell(table, table.own_place, 1).value == 0, "its cores are not free"
+    _cell(table, 1, 3).value = 0
+    waiting.join(1.0)
+    assert parts == [1]
+
+
+def test_does_not_give_way_for_ever(sharing: tuple[CoreTable, Team]) -> None:
+    table, team = sharing
+    _pretend_urgent(table, seconds_ago=-60)
+    begin = time.monotonic()
+    assert team.next_part() == 1
+    first = time.monotonic() - begin
+    assert team.next_part() == 1
+    second = time.monotonic() - begin - first
+    assert first > 1.9
+    assert second < 0.5, "it has not computed in between"
+
+
+@pytest.mark.parametrize(("busy", "seconds_ago"), [(0, 0.5), (1, 5.0)], ids=["idle", "died computing"])
+def test_a_mark_that_was_left_holds_nobody_up(
+    sharing: tuple[CoreTable, Team], busy: int, seconds_ago: float
+) -> None:
+    table, team = sharing
+    _pretend_urgent(table, busy=busy, seconds_ago=seconds_ago)
+    begin = time.monotonic()
+    assert team.next_part() == 2
+    assert time.monotonic() - begin < 1.0
+
+
+def test_who_is_urgent_waits_for_nobody(sharing: tuple[CoreTable, Team]) -> None:
+    table, team = sharing
+    _pretend_urgent(table, seconds_ago=-60)
+    team.set_urgent(True)
+    begin = time.monotonic()
+    assert team.next_part() == 1
+    assert time.monotonic() - begin < 1.0
+
+
+def test_a_new_holder_is_not_urgent(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    path.touch()
+    table = CoreTable(path)
+    _cell(table, 1, 3).value = 1
+    assert _cell(table, CoreTable(path).own_place, 3).value == 0
