@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.summary import report_arguments, spread, write_report
-from llm_service.embedding_arena import EmbeddingArena
 from llm_service.engine.batch import RowSource, SampledToken, ScheduledBatch
 from llm_service.engine.engine import Engine
 from llm_service.engine.frames import encode_frame
 from llm_service.engine.messages import AddSequence, SamplingSettings, StepReport, StoppingSettings, ToFront
 from llm_service.engine.sequence import Sequence
+from shared.embedding_arena import EmbeddingArena
 
 SEQUENCE_COUNT = 256
 BLOCK_SIZE = 16

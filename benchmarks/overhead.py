@@ -28,7 +28,6 @@ import grpc
 from benchmarks.chat_client import Answer, ChatClient, words
 from benchmarks.running import BUNDLED, Parts, Services
 from benchmarks.summary import percentile, report_arguments, spread, write_report
-from llm_service.embedding_arena import EmbeddingArena
 from llm_service.engine.engine import Engine
 from llm_service.engine.messages import (
     AddSequence,
@@ -40,6 +39,7 @@ from llm_service.engine.messages import (
 from llm_service.laid_out_prompt import LaidOutPrompt
 from protos.llm.v1 import llm_service_pb2, llm_service_pb2_grpc
 from shared.checkpoint import find_checkpoint
+from shared.embedding_arena import EmbeddingArena
 from shared.families import load_family
 
 WARM_TURNS = 20

@@ -28,6 +28,7 @@ from protos.llm.v1 import llm_service_pb2, llm_service_pb2_grpc
 
 BUNDLED = Path(__file__).parent.parent / "models" / "percept-tiny"
 START_SECONDS = 300.0
+_ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 _STAGE_LINE = re.compile(r'^percept:stage_seconds_(sum|count)\{.*stage="(\w+)"\} (\S+)$', re.MULTILINE)
 
@@ -106,6 +107,7 @@ class Services:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._stack = ExitStack()
+        self._pids: list[int] = []
         self.gateway, self.encoder, self.llm = free_addresses(3)
 
     def __enter__(self) -> Self:
@@ -115,7 +117,7 @@ class Services:
             self._start("encoder", self.encoder, {**common, **parts.encoder})
             self._start("llm", self.llm, {**common, **parts.llm})
             self._start("gateway", self.gateway, {"encoder": self.encoder, "llm": self.llm})
-            wait_until_ready(self.gateway)
+            wait_until_ready(self.gateway, self._pids)
         except BaseException:
             self._stack.close()
             raise
@@ -130,7 +132,7 @@ class Services:
         """Starts another gateway that takes `llm` for the LLM service. Returns its address."""
         (address,) = free_addresses(1)
         self._start("gateway", address, {"encoder": self.encoder, "llm": llm})
-        wait_until_ready(address)
+        wait_until_ready(address, self._pids)
         return address
 
     def encoder_status(self) -> encoder_service_pb2.GetStatusResponse:
@@ -158,7 +160,8 @@ class Services:
         return {stage: (seconds, counts[stage]) for stage, seconds in sums.items()}
 
     def _start(self, name: str, address: str, flags: Flags) -> None:
-        self._stack.enter_context(service(name, address, flags, self._parts.variables))
+        pid = self._stack.enter_context(service(name, address, flags, self._parts.variables))
+        self._pids.append(pid)
 
 
 def mean_between(
@@ -169,11 +172,14 @@ def mean_between(
     return (after[stage][0] - seconds) / (after[stage][1] - count)
 
 
-def wait_until_ready(gateway: str) -> None:
+def wait_until_ready(gateway: str, pids: Sequence[int] = ()) -> None:
     """Asks the gateway for its health until all services behind it serve.
 
+    Args:
+        pids: child processes without which they never will.
+
     Raises:
-        SystemExit: they did not in time.
+        SystemExit: they did not in time, or a process has ended.
     """
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_SECONDS
@@ -182,5 +188,7 @@ def wait_until_ready(gateway: str) -> None:
             with opener.open(f"http://{gateway}/health", timeout=5):
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
+            if any(os.waitid(os.P_PID, pid, _ENDED) for pid in pids):
+                raise SystemExit("a service has ended; what it said stands above") from None
             time.sleep(0.1)
     raise SystemExit(f"the services were not ready within {START_SECONDS:.0f} s")

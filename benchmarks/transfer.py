@@ -2,8 +2,9 @@
 
 The sending half is the encoder service's `Delivery`, the receiving half the LLM
 service's `EmbeddingServicer` with its store, in a process of its own. By turns with
-it the same bytes go through a bare gRPC stream between the same two processes,
-in the same chunks, dropped on arrival. No model is involved.
+it the same bytes go through shared memory, where both have a folder for it, and
+through a bare gRPC stream between the same two processes, in the same chunks,
+dropped on arrival. No model is involved.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,9 +25,11 @@ from benchmarks.running import free_addresses, process
 from benchmarks.summary import report_arguments, spread, write_report
 from encoder_service.delivery import Delivery
 from encoder_service.encoding import Kept
-from llm_service.embedding_arena import VIRTUAL_FACTOR, EmbeddingArena
+from encoder_service.row_stage import RowStage
 from llm_service.embedding_servicer import EmbeddingServicer, embedding_service
 from llm_service.embedding_store import EmbeddingStore
+from percept.launcher.shared_paths import shared_paths
+from shared.embedding_arena import VIRTUAL_FACTOR, EmbeddingArena
 from shared.errors import PerceptError
 from shared.families.base import EncodedItem, MediaInfo, RawTensor
 from shared.rpc.channel import open_channel
@@ -57,10 +61,10 @@ class EveryoneWaits:
 class WantedEmbeddings(EmbeddingServicer):
     """The LLM service's servicer; each item is wanted while it comes and let go afterwards."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         arena = EmbeddingArena.create(BUDGET * VIRTUAL_FACTOR, 64 * MIB)
         self._kept = EmbeddingStore(arena, BUDGET, lambda message: None, time.monotonic)
-        super().__init__(self._kept, {"embeds": WIDTH})
+        super().__init__(self._kept, {"embeds": WIDTH}, folder)
 
     async def PutEmbeddings(self, request_iterator: AsyncIterator[Any], context: Any) -> Any:
         """Receives one item as the service does."""
@@ -86,9 +90,9 @@ async def _again(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield frame
 
 
-async def _receive(address: str) -> None:
-    """Serves both ways until the process is ended."""
-    embeddings = WantedEmbeddings()
+async def _receive(address: str, folder: Path) -> None:
+    """Serves all ways until the process is ended."""
+    embeddings = WantedEmbeddings(folder)
 
     async def put(frames: AsyncIterator[bytes], context: Any) -> bytes:
         count = 0
@@ -112,9 +116,9 @@ async def _receive(address: str) -> None:
 
 
 class Sender:
-    """Sends one item both ways, as often as wanted."""
+    """Sends one item all ways, as often as wanted."""
 
-    def __init__(self, address: str, byte_count: int) -> None:
+    def __init__(self, address: str, byte_count: int, folder: Path) -> None:
         rows = byte_count // (2 * WIDTH)
         data = secrets.token_bytes(rows * 2 * WIDTH)
         tensors = {"embeds": RawTensor("bfloat16", (rows, WIDTH), data)}
@@ -122,14 +126,22 @@ class Sender:
         self._data = memoryview(data)
         self._address = address
         self._delivery = Delivery(())
+        self._shared = Delivery((), RowStage(folder))
         self._channel = open_channel(address)
         self._numbers = itertools.count()
 
     async def deliver(self) -> float:
-        """Seconds of a delivery, header to answer."""
+        """Seconds of a delivery over the connection, header to answer."""
+        return await self._push(self._delivery)
+
+    async def share(self) -> float:
+        """Seconds of a delivery in shared memory, header to answer."""
+        return await self._push(self._shared)
+
+    async def _push(self, delivery: Delivery) -> float:
         key = f"{next(self._numbers):064x}"
         begin = time.perf_counter()
-        await self._delivery.push(self._address, key, self._item, 60)
+        await delivery.push(self._address, key, self._item, 60)
         return time.perf_counter() - begin
 
     async def raw(self) -> float:
@@ -144,47 +156,53 @@ class Sender:
         return time.perf_counter() - begin
 
     async def close(self) -> None:
-        """Closes both channels."""
+        """Closes all channels."""
         await self._delivery.close()
+        await self._shared.close()
         await self._channel.close()
 
 
 def measure(*, byte_count: int = 64 * MIB, repeats: int = 20) -> dict[str, Any]:
-    """Returns the speed of deliveries over that of a bare stream, and both."""
+    """Returns the speed of deliveries of both kinds over that of a bare stream, and all three."""
     import uvloop
 
-    with _receiver() as address:
-        return uvloop.run(_measure(address, byte_count, repeats))
+    with shared_paths() as shared:
+        assert shared.rows is not None, "this machine has no /dev/shm"
+        folder = Path(shared.rows)
+        with _receiver(folder) as address:
+            return uvloop.run(_measure(address, byte_count, repeats, folder))
 
 
 @contextmanager
-def _receiver() -> Any:
+def _receiver(folder: Path) -> Any:
     (address,) = free_addresses(1)
-    with process(["-m", "benchmarks.transfer", "--receive", address]):
+    with process(["-m", "benchmarks.transfer", "--receive", address, "--folder", str(folder)]):
         yield address
 
 
-async def _measure(address: str, byte_count: int, repeats: int) -> dict[str, Any]:
+async def _measure(address: str, byte_count: int, repeats: int, folder: Path) -> dict[str, Any]:
     await wait_until_serving(address, 60)
-    sender = Sender(address, byte_count)
-    delivered, raw = [], []
+    sender = Sender(address, byte_count, folder)
+    ways = {"delivery": sender.deliver, "shared": sender.share, "raw": sender.raw}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-2, repeats):
         # Each goes first every other time.
-        if turn % 2:
-            ours, bare = await sender.deliver(), await sender.raw()
-        else:
-            bare, ours = await sender.raw(), await sender.deliver()
-        if turn >= 0:
-            delivered.append(ours)
-            raw.append(bare)
+        for name in list(ways) if turn % 2 else reversed(list(ways)):
+            taken = await ways[name]()
+            if turn >= 0:
+                seconds[name].append(taken)
     await sender.close()
     print(f"transfer: {repeats} of {repeats}", flush=True)
-    ratios = [bare / ours for ours, bare in zip(delivered, raw, strict=True)]
     gigabytes = byte_count / 1e9
+
+    def ratio(name: str) -> dict[str, Any]:
+        return spread([bare / ours for ours, bare in zip(seconds[name], seconds["raw"], strict=True)])
+
+    rates = {f"{name}_gb_per_s": spread([gigabytes / s for s in seconds[name]]) for name in ways}
     return {
-        "speed_ratio": spread(ratios),
-        "delivery_gb_per_s": spread([gigabytes / seconds for seconds in delivered]),
-        "raw_gb_per_s": spread([gigabytes / seconds for seconds in raw]),
+        "speed_ratio": ratio("delivery"),
+        "shared_speed_ratio": ratio("shared"),
+        **rates,
         "mib": byte_count // MIB,
     }
 
@@ -195,11 +213,12 @@ def main() -> int:
     parser.add_argument("--mib", type=int, default=64, help="size of an item")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--receive", metavar="ADDRESS", help="be the receiving process")
+    parser.add_argument("--folder", type=Path, help="of the receiving process: where rows are shared")
     chosen = parser.parse_args()
     if chosen.receive:
         import uvloop
 
-        uvloop.run(_receive(chosen.receive))
+        uvloop.run(_receive(chosen.receive, chosen.folder))
         return 0
     write_report(measure(byte_count=chosen.mib * MIB, repeats=chosen.repeats), chosen.json)
     return 0

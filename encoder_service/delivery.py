@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext, suppress
 from functools import partial
 
 import grpc
@@ -18,6 +18,7 @@ from google.protobuf.descriptor import Descriptor
 from encoder_service.addresses import ADDRESS, AllowedAddresses
 from encoder_service.call_end import CallEnd
 from encoder_service.encoding import Encoding
+from encoder_service.row_stage import Loan, RowStage
 from encoder_service.single_flight import SingleFlight
 from protos.llm.v1 import embedding_service_pb2
 from protos.tensor.v1 import tensor_pb2
@@ -33,12 +34,15 @@ from shared.errors import (
     UnknownModelError,
 )
 from shared.families.base import EncodedItem
+from shared.row_handover import FILE_METADATA
 from shared.rpc.channel import open_channel
 from shared.rpc.status import from_rpc_error
 from shared.telemetry import Stopwatch
 from shared.wire import chunk_ranges, header_to_wire
 
 _MAX_CHANNEL_COUNT = 64
+_HANDOVER_S = 1.0
+"""How long a service may take to say whether it reads our file; others get the rows over the connection."""
 
 _FAILED_WRITE = (asyncio.InvalidStateError, grpc.aio.AioRpcError)
 _ITEMS_FAULTS = (BadMediaError, BadEmbeddingsError, ContextLengthError)
@@ -57,10 +61,12 @@ class Delivery:
 
     Args:
         allowed: addresses that may be pushed to; empty for any.
+        stage: shared memory for services on this machine, closed with this; None for none.
     """
 
-    def __init__(self, allowed: Collection[str]) -> None:
+    def __init__(self, allowed: Collection[str], stage: RowStage | None = None) -> None:
         self._allowed = AllowedAddresses(allowed)
+        self._stage = stage
         self._channels = _Channels()
         self._pushes: SingleFlight[tuple[str, str], object, float] = SingleFlight()
 
@@ -110,22 +116,35 @@ class Delivery:
         """Closes all channels."""
         await self._allowed.close()
         await self._channels.close()
+        if self._stage is not None:
+            self._stage.close()
 
     async def _push(self, address: str, key: str, encoding: Encoding, timeout_s: float) -> float:
         try:
             async with asyncio.timeout(timeout_s) as limit, self._channels.borrowed(address) as channel:
                 layout = await encoding.layout()
-                call = _put(channel)(timeout=_remaining_s(limit))
-                try:
-                    header = header_to_wire(key, layout.info, layout.tensors)
-                    return await _send(call, PutRequest(header=header), encoding)
-                finally:
-                    # Does nothing to a call that has ended well.
-                    call.cancel()
+                header = PutRequest(header=header_to_wire(key, layout.info, layout.tensors))
+                with self._loan() as loan:
+                    return await _call(channel, header, encoding, loan, _remaining_s(limit))
         except TimeoutError:
             raise DeadlineError("the deadline passed before the embeddings were delivered") from None
         except grpc.aio.AioRpcError as fault:
             raise _blamed(fault, address) from fault
+
+    def _loan(self) -> AbstractContextManager[Loan | None]:
+        return nullcontext() if self._stage is None else self._stage.loan()
+
+
+async def _call(
+    channel: grpc.aio.Channel, header: PutRequest, encoding: Encoding, loan: Loan | None, timeout_s: float
+) -> float:
+    metadata = None if loan is None else ((FILE_METADATA, loan.name),)
+    call = _put(channel)(timeout=timeout_s, metadata=metadata)
+    try:
+        return await _send(call, header, encoding, loan)
+    finally:
+        # Does nothing to a call that has ended well.
+        call.cancel()
 
 
 def _remaining_s(limit: asyncio.Timeout) -> float:
@@ -152,7 +171,7 @@ def _blamed(fault: grpc.aio.AioRpcError, address: str) -> PerceptError:
     return UnavailableError(f"{peer} refused the embeddings: {error.message}")
 
 
-async def _send(call: PutCall, header: PutRequest, encoding: Encoding) -> float:
+async def _send(call: PutCall, header: PutRequest, encoding: Encoding, loan: Loan | None = None) -> float:
     """Sends the header now and the rows as they come. Returns the seconds from the first row to the last.
 
     An LLM service that has the item already, or needs it no more, may answer at
@@ -164,11 +183,14 @@ async def _send(call: PutCall, header: PutRequest, encoding: Encoding) -> float:
         await call.write(header)
     stopwatch = None
     row_count = 0
+    shared: bool | None = None
     async with aclosing(_until_end(call, encoding)) as parts:
         async for part in parts:
             stopwatch = stopwatch or Stopwatch()
+            if shared is None:
+                shared = loan is not None and await _is_read(call, loan.name)
             with suppress(*_FAILED_WRITE):
-                for frame in chunk_frames(part, row_count):
+                for frame in _frames(part, row_count, loan if shared else None):
                     await call.write(frame)
             row_count += part.info.row_count
     if not call.done():
@@ -176,6 +198,20 @@ async def _send(call: PutCall, header: PutRequest, encoding: Encoding) -> float:
             await call.done_writing()
     await end.raise_for_status()
     return 0.0 if stopwatch is None else stopwatch.seconds()
+
+
+def _frames(part: EncodedItem, first_row: int, loan: Loan | None) -> Iterator[PutRequest | bytes]:
+    return chunk_frames(part, first_row) if loan is None else shared_frames(part, first_row, loan)
+
+
+async def _is_read(call: PutCall, name: str) -> bool:
+    """Whether the receiver has found the file, which it says as soon as it is called."""
+    try:
+        async with asyncio.timeout(_HANDOVER_S):
+            metadata = await call.initial_metadata()
+    except (TimeoutError, *_FAILED_WRITE):
+        return False
+    return (FILE_METADATA, name) in [tuple(pair) for pair in metadata or ()]
 
 
 def _put(channel: grpc.aio.Channel) -> grpc.aio.StreamUnaryMultiCallable[PutRequest | bytes, PutResponse]:
@@ -234,10 +270,31 @@ def chunk_frames(part: EncodedItem, first_row: int = 0) -> Iterator[bytes]:
         first_row: of a part, where it begins in its item.
     """
     for index, start, data in _pieces(part, first_row):
-        head = tensor_pb2.TensorChunk(tensor_index=index, byte_offset=start).SerializeToString()
-        head += _DATA_TAG + _varint(len(data))
-        outer = _CHUNK_TAG + _varint(len(head) + len(data))
-        yield b"".join((outer, head, data))
+        yield _chunk_frame(index, start, data)
+
+
+def shared_frames(part: EncodedItem, first_row: int, loan: Loan) -> Iterator[PutRequest | bytes]:
+    """An item's rows as frames that say where they lie in the file; what finds no room there as chunks.
+
+    Args:
+        first_row: of a part, where it begins in its item.
+    """
+    for index, start, data in _pieces(part, first_row):
+        offset = loan.put(data)
+        if offset is None:
+            yield _chunk_frame(index, start, data)
+            continue
+        chunk = embedding_service_pb2.SharedChunk(
+            tensor_index=index, byte_offset=start, byte_count=len(data), file_offset=offset
+        )
+        yield PutRequest(shared=chunk)
+
+
+def _chunk_frame(index: int, start: int, data: memoryview) -> bytes:
+    head = tensor_pb2.TensorChunk(tensor_index=index, byte_offset=start).SerializeToString()
+    head += _DATA_TAG + _varint(len(data))
+    outer = _CHUNK_TAG + _varint(len(head) + len(data))
+    return b"".join((outer, head, data))
 
 
 def _pieces(part: EncodedItem, first_row: int) -> Iterator[tuple[int, int, memoryview]]:

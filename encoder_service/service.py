@@ -13,6 +13,7 @@ import wave
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from encoder_service.admission import Admission
@@ -28,6 +29,7 @@ from encoder_service.media.sound_limits import SoundLimits
 from encoder_service.media.video_limits import VideoLimits
 from encoder_service.media.worker import WorkerLimits
 from encoder_service.priority import yield_to_others
+from encoder_service.row_stage import RowStage
 from encoder_service.servicer import EncoderServicer, Parts, ServedModel
 from encoder_service.settings import EncoderSettings
 from encoder_service.splitting import Splitting
@@ -140,10 +142,20 @@ async def _started_parts(
     encodings = Encodings(pool, batcher, encoder, cache)
     batcher.start()
     stack.push_async_callback(batcher.close)
-    delivery = Delivery(settings.llm)
+    delivery = Delivery(settings.llm, _row_stage(settings))
     stack.push_async_callback(delivery.close)
     admission = Admission(settings.max_pending_items, settings.max_pending_payload_mib * _MIB)
     return Parts(admission, encodings, delivery, cache, batcher, pool, Splitting(pool)), encoder
+
+
+def _row_stage(settings: EncoderSettings) -> RowStage | None:
+    if settings.shared_rows is None:
+        return None
+    try:
+        return RowStage(Path(settings.shared_rows))
+    except OSError as error:
+        logger.warning("rows go over connections, as --shared-rows cannot be used: %s", error)
+        return None
 
 
 def _worker_limits(settings: EncoderSettings, modalities: Collection[Modality]) -> WorkerLimits:
@@ -199,7 +211,9 @@ def _load_tower(family: Family, device: torch.device, dtype: torch.dtype, settin
 
     with reporting_to(lambda done: logger.info("loading encoder %.0f %%: its weights", 100 * done)):
         tower = family.tower(device, dtype)
-    team = start_team(device, dtype, settings.kernels, settings.threads, settings.shared_cores)
+    team = start_team(
+        device, dtype, settings.kernels, settings.threads, settings.shared_cores, gives_way=True
+    )
     if team is not None and tower.use_kernels(team):
         leave_cores_to(team)
     return tower

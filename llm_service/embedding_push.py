@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from llm_service.embedding_arena import round_up
 from llm_service.engine.messages import ArenaTensor, DataType
+from shared.embedding_arena import round_up
 from shared.errors import InvalidRequestError
 from shared.families.base import MediaInfo
 from shared.wire import TensorLayout
@@ -87,7 +87,8 @@ class Push:
             raise InvalidRequestError(
                 f"the next byte of the tensor is {received}, not {byte_offset}", param="chunk.byte_offset"
             )
-        if byte_count > MAX_CHUNK_BYTES or received + byte_count > self.tensors[tensor_index].byte_count:
+        room = min(MAX_CHUNK_BYTES, self.tensors[tensor_index].byte_count - received)
+        if not 0 <= byte_count <= room:
             raise InvalidRequestError("the chunk is longer than allowed", param="chunk.data")
         self._received[tensor_index] = received + byte_count
         return self._starts[tensor_index] + received

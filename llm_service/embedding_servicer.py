@@ -6,7 +6,10 @@ wants the rows, nor where they go.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,10 +17,12 @@ import grpc
 from llm_service.embedding_push import Push
 from llm_service.embedding_store import EmbeddingStore
 from llm_service.put_frames import RowChunk, read_put_frame
+from llm_service.shared_rows import SharedFile, open_shared
 from protos.llm.v1 import embedding_service_pb2 as pb
 from protos.media.v1 import media_pb2
 from shared.content_key import is_key
 from shared.errors import InvalidRequestError
+from shared.row_handover import FILE_METADATA
 from shared.rpc.server import ServiceRegistration
 from shared.wire import TensorLayout, info_from_wire, layouts_from_wire
 
@@ -45,12 +50,16 @@ def embedding_service(servicer: EmbeddingServicer) -> ServiceRegistration:
 class EmbeddingServicer:
     """Takes pushes into the store."""
 
-    def __init__(self, store: EmbeddingStore, widths: Mapping[str, int]) -> None:
+    def __init__(
+        self, store: EmbeddingStore, widths: Mapping[str, int], shared_folder: Path | None = None
+    ) -> None:
         """Args:
         widths: the tensors that an item has, in order, and the width of each.
+        shared_folder: where encoders on this machine put rows; None where there are none.
         """
         self._store = store
         self._widths = dict(widths)
+        self._shared_folder = shared_folder
 
     async def PutEmbeddings(
         self,
@@ -58,19 +67,52 @@ class EmbeddingServicer:
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> pb.PutEmbeddingsResponse:
         """Receives one item: waits for room on the header, then reads the rows."""
-        frames = request_iterator.__aiter__()
+        async with self._shared_file(context) as file:
+            return await self._receive(request_iterator.__aiter__(), file)
+
+    async def _receive(
+        self, frames: AsyncIterator[Frame], file: SharedFile | None
+    ) -> pb.PutEmbeddingsResponse:
         push = await self._open(frames)
         try:
             granted = await push.granted
             async for frame in frames:
-                if not isinstance(frame, RowChunk):
+                if not isinstance(frame, RowChunk) and frame.WhichOneof("frame") != "shared":
                     raise InvalidRequestError("after the header come chunks", param="frame")
                 if granted:
-                    self._store.write(push, frame.tensor_index, frame.byte_offset, frame.data)
+                    self._take(push, frame, file)
             stored = granted and self._store.finish(push)
         finally:
             self._store.discard(push)
         return pb.PutEmbeddingsResponse(stored=stored)
+
+    @asynccontextmanager
+    async def _shared_file(
+        self, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncGenerator[SharedFile | None, None]:
+        """Opens the file that the encoder names, and says whether it is there."""
+        named = [value for key, value in context.invocation_metadata() or () if key == FILE_METADATA]
+        if not named:
+            yield None
+            return
+        name = str(named[0])
+        file = None if self._shared_folder is None else open_shared(self._shared_folder, name)
+        try:
+            await context.send_initial_metadata(((FILE_METADATA, name),) if file is not None else ())
+            yield file
+        finally:
+            if file is not None:
+                file.close()
+
+    def _take(self, push: Push, frame: Frame, file: SharedFile | None) -> None:
+        if isinstance(frame, RowChunk):
+            self._store.write(push, frame.tensor_index, frame.byte_offset, frame.data)
+            return
+        if file is None:
+            raise InvalidRequestError("no shared file was agreed on", param="shared")
+        chunk = frame.shared
+        read = partial(file.read_into, offset=chunk.file_offset)
+        self._store.take(push, chunk.tensor_index, chunk.byte_offset, chunk.byte_count, read)
 
     async def _open(self, frames: AsyncIterator[Frame]) -> Push:
         try:

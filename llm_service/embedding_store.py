@@ -17,7 +17,6 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from llm_service.embedding_arena import EmbeddingArena
 from llm_service.embedding_item import StoredItem, Waiter, Want
 from llm_service.embedding_push import Push
 from llm_service.engine.messages import (
@@ -27,6 +26,7 @@ from llm_service.engine.messages import (
     ToEngine,
 )
 from llm_service.remembered_layouts import RememberedLayouts
+from shared.embedding_arena import EmbeddingArena
 from shared.errors import MediaTooLargeError, UnavailableError
 from shared.families.base import MediaInfo
 from shared.wire import TensorLayout
@@ -157,15 +157,33 @@ class EmbeddingStore:
         return push
 
     def write(self, push: Push, tensor_index: int, byte_offset: int, data: bytes | memoryview) -> None:
+        """Takes a chunk; see `take`."""
+
+        def copy(view: memoryview) -> None:
+            view[:] = data
+
+        self.take(push, tensor_index, byte_offset, len(data), copy)
+
+    def take(
+        self,
+        push: Push,
+        tensor_index: int,
+        byte_offset: int,
+        byte_count: int,
+        fill: Callable[[memoryview], None],
+    ) -> None:
         """Takes a chunk of a granted push; drops it where the item was evicted meanwhile.
+
+        Args:
+            fill: writes the chunk's bytes to where they belong.
 
         Raises:
             InvalidRequestError: the chunk does not continue its tensor.
         """
-        start = push.accept(tensor_index, byte_offset, len(data))
+        start = push.accept(tensor_index, byte_offset, byte_count)
         if not push.open:
             return
-        self._arena.view(push.offset + start, len(data))[:] = data
+        fill(self._arena.view(push.offset + start, byte_count))
         if push.advance():
             self._send(EmbeddingRowsReady(push.key, push.row_count))
 

@@ -17,7 +17,6 @@ from typing import Protocol
 
 import msgspec
 
-from llm_service.embedding_arena import EmbeddingArena
 from llm_service.engine.frames import FRAME_HEADER, decode_to_front, encode_frame
 from llm_service.engine.messages import (
     AddSequence,
@@ -41,6 +40,7 @@ from llm_service.engine.messages import (
     TokenReport,
 )
 from llm_service.engine_watch import EngineWatch
+from shared.embedding_arena import EmbeddingArena
 from shared.errors import OverloadedError, UnavailableError
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,6 @@ from typing import NoReturn, Protocol
 
 import msgspec
 
-from llm_service.embedding_arena import EmbeddingArena
 from llm_service.engine.batch import Runner
 from llm_service.engine.counters import resident_byte_count
 from llm_service.engine.engine import Engine
@@ -39,6 +38,7 @@ from llm_service.engine.messages import (
 from llm_service.engine_inbox import EngineInbox, FrontGoneError
 from shared.build_faults import faults_of
 from shared.collection import keep_loaded
+from shared.embedding_arena import EmbeddingArena
 from shared.errors import InvalidRequestError, PerceptError
 from shared.kernels.build import build_early
 from shared.telemetry import configure_logging

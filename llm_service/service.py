@@ -13,10 +13,10 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llm_service.chat_template import ChatTemplate, find_template
-from llm_service.embedding_arena import VIRTUAL_FACTOR, EmbeddingArena
 from llm_service.embedding_servicer import EmbeddingServicer, embedding_service
 from llm_service.embedding_store import EmbeddingStore
 from llm_service.engine.messages import EngineSettings
@@ -33,6 +33,7 @@ from protos.llm.v1 import llm_service_pb2, llm_service_pb2_grpc
 from shared.build_faults import faults_of
 from shared.checkpoint import find_checkpoint
 from shared.collection import keep_loaded
+from shared.embedding_arena import VIRTUAL_FACTOR, EmbeddingArena
 from shared.errors import UnavailableError
 from shared.families import load_family
 from shared.families.base import MAIN_TENSOR, Checkpoint, Family, Modality
@@ -286,9 +287,18 @@ def _template(
     return ChatTemplate(tokenizer.hf, source, texts, tokens)
 
 
+def _row_folder(settings: LlmSettings) -> Path | None:
+    if settings.shared_rows is None:
+        return None
+    folder = Path(settings.shared_rows)
+    if not folder.is_dir():
+        logger.warning("rows come over connections: --shared-rows %s is no folder", folder)
+    return folder
+
+
 def _build_server(settings: LlmSettings, parts: GenerationParts, facts: ModelFacts) -> RunningServer:
     llm = LlmServicer(parts, facts)
-    embeddings = EmbeddingServicer(parts.store, facts.tensor_widths)
+    embeddings = EmbeddingServicer(parts.store, facts.tensor_widths, _row_folder(settings))
 
     def register_llm(server: Any) -> None:
         llm_service_pb2_grpc.add_LlmServiceServicer_to_server(llm, server)

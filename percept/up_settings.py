@@ -2,7 +2,7 @@
 
 `up` takes its own settings and those of all three services, except the ones that
 it decides itself: where each listens, whom it calls, how many threads it has and
-how it shares the cores.
+what it shares with the others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import Field
 from percept.services import BUNDLED_MODEL, SERVICES
 from shared.settings import ServiceSettings
 
-DECIDED_BY_UP = frozenset({"listen", "encoder", "llm", "threads", "shared_cores"})
+DECIDED_BY_UP = frozenset({"listen", "encoder", "llm", "threads", "shared_cores", "shared_rows"})
 """Fields of the services that `up` fills in."""
 
 

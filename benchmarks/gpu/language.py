@@ -16,7 +16,6 @@ from benchmarks.gpu.clock import free_memory, median_seconds
 from benchmarks.gpu.limits import Limits
 from benchmarks.gpu.models import fused, random_decoder, random_runner
 from benchmarks.gpu.sizes import ModelSizes, Scale
-from llm_service.embedding_arena import EmbeddingArena
 from llm_service.engine.batch import ScheduledBatch, ScheduledSequence
 from llm_service.engine.engine import Engine
 from llm_service.engine.messages import (
@@ -29,6 +28,7 @@ from llm_service.engine.messages import (
 from llm_service.engine.sequence import Sequence
 from llm_service.runner.model_runner import ModelRunner
 from llm_service.runner.rehearsal import NoRows
+from shared.embedding_arena import EmbeddingArena
 
 BLOCK_SIZE = 16
 

@@ -74,10 +74,14 @@ def bars(scale: Scale) -> list[Bar]:
 class Program:
     """Runs parts and keeps what they found."""
 
-    def __init__(self, scale: Scale, out: Path, wanted: list[str]) -> None:
+    def __init__(self, scale: Scale, out: Path, wanted: list[str], budget_s: float = math.inf) -> None:
+        """Args:
+        budget_s: no part begins later than this.
+        """
         self._scale = scale
         self._out = out
         self._wanted = wanted
+        self._budget_s = budget_s
         self._begin = time.perf_counter()
         self.findings: dict[str, Any] = {}
 
@@ -85,8 +89,11 @@ class Program:
         """Runs one part; its failure is a finding."""
         if self._wanted and name != "limits" and not any(name.startswith(each) for each in self._wanted):
             return
-        print(f"[{time.perf_counter() - self._begin:5.0f} s] {name} ...", flush=True)
         begin = time.perf_counter()
+        print(f"[{begin - self._begin:5.0f} s] {name} ...", flush=True)
+        if begin - self._begin > self._budget_s:
+            self.findings[name] = {"error": f"not begun within {self._budget_s:.0f} s"}
+            return
         try:
             found = part()
         except (Exception, SystemExit) as error:
@@ -123,7 +130,7 @@ def main() -> int:
     if not arguments.smoke and not torch.cuda.is_available():
         sys.exit("torch sees no CUDA device here; --smoke runs with tiny sizes on the CPU")
     scale = replace(scale, repeats=arguments.repeats or scale.repeats)
-    program = Program(scale, arguments.out, arguments.only)
+    program = Program(scale, arguments.out, arguments.only, arguments.budget_s)
     run_parts(program, scale)
     return 0 if program.report() else 1
 
@@ -175,5 +182,8 @@ def _arguments() -> argparse.Namespace:
         "--only", nargs="*", default=[], help="beginnings of the parts' names, such as: prefill tower"
     )
     parser.add_argument("--repeats", type=int, help="of what is timed as a whole")
+    parser.add_argument(
+        "--budget-s", type=float, default=480.0, help="no part begins later, so that ten minutes are enough"
+    )
     parser.add_argument("--out", type=Path, default=Path("gpu-results.json"), help="file for all findings")
     return parser.parse_args()

@@ -15,7 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 WHEELS = ROOT / ".gpu-wheels"
 UNPACKED = ROOT / ".gpu-packages"
-TELLING = ("msgspec", "fastapi", "pydantic_settings", "grpc_status", "pytest_asyncio", "pytest_timeout")
+TELLING = (
+    *("msgspec", "fastapi", "python_multipart", "pydantic_settings", "grpc_status", "soundfile"),
+    *("pytest_asyncio", "pytest_timeout"),
+)
 """Where all of these are installed, so is the rest."""
 
 

@@ -137,7 +137,7 @@ class InputBuffers:
             query_starts=self._query_starts.publish(slice(len(items) + 1)),
             lengths=self._lengths.publish(slice(len(items))),
             mutual=tuple(_mutual_spans(items)),
-            reads_text=any(map(_reads_text, items)),
+            reads_text=any(not item.sequence.spans for item in items[decode_count:]),
         )
 
     def _fresh_blocks(self, items: list[ScheduledSequence]) -> torch.Tensor:
@@ -167,11 +167,6 @@ def _mutual_spans(items: list[ScheduledSequence]) -> Iterator[MutualSpan]:
             if not span.splittable and span.length > 1 and item.start <= span.start < end:
                 assert span.start + span.length <= end, "a chunk cuts an unsplittable span"
                 yield MutualSpan(index, span.start, span.start + span.length)
-
-
-def _reads_text(item: ScheduledSequence) -> bool:
-    """Whether the item's tokens are of a prompt, and of one that shows nothing."""
-    return item.start < item.sequence.prompt_length and not item.sequence.spans
 
 
 def _ordered(batch: ScheduledBatch) -> tuple[list[ScheduledSequence], int]:

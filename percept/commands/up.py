@@ -9,7 +9,6 @@ import asyncio
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from percept.commands.serve import read_config, refuse
@@ -17,6 +16,7 @@ from percept.launcher.console import UpConsole
 from percept.launcher.plan import Plan, make_plan
 from percept.launcher.ready import ready_line
 from percept.launcher.served import served_modalities
+from percept.launcher.shared_paths import shared_paths
 from percept.launcher.supervisor import ServiceDiedError, Supervisor
 from percept.options import fields_of, with_options
 from percept.services import SERVICES
@@ -34,8 +34,8 @@ def _run(flags: dict[str, Any], config_file: Path | None) -> None:
     try:
         config = read_config(config_file)
         up = load_settings(UpSettings, _own(flags), section="up", config=config)
-        with NamedTemporaryFile(prefix="percept-cores-") as core_table:
-            plan = make_plan(up, flags, config, core_table.name)
+        with shared_paths() as shared:
+            plan = make_plan(up, flags, config, shared)
             status = asyncio.run(run_plan(plan, up.start_timeout_s))
     except SettingsError as error:
         refuse(error)

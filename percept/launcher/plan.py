@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from percept.launcher.shared_paths import SharedPaths
 from percept.services import ENCODER, GATEWAY, LLM, ServiceEntry, load_service_settings
 from percept.up_settings import UpSettings
 from shared.settings import ConfigFile, ServiceSettings, SettingsError
 
 LOOPBACK = "127.0.0.1"
+_NOTHING_SHARED = SharedPaths()
 _INNER_PORTS = range(20_000, 32_000)
 """Below the range that outgoing connections take their ports from, so that a
 service which restarts finds its port free."""
@@ -68,7 +70,7 @@ def split_cores(core_count: int, services: int) -> int:
 
 
 def make_plan(
-    up: UpSettings, flags: Mapping[str, Any], config: ConfigFile, core_table: str | None = None
+    up: UpSettings, flags: Mapping[str, Any], config: ConfigFile, shared: SharedPaths = _NOTHING_SHARED
 ) -> Plan:
     """Decides every service's settings.
 
@@ -76,7 +78,7 @@ def make_plan(
         up: the settings of `percept up`.
         flags: all flags that were given, those of the services included.
         config: the --config file.
-        core_table: file through which the services share the cores.
+        shared: what the services share.
 
     Raises:
         SettingsError: a service refuses its settings, or the port is taken.
@@ -89,14 +91,13 @@ def make_plan(
     encoder_threads = up.encoder_threads or split_cores(cores, up.encoders)
     llm_threads = up.llm_threads or split_cores(cores, up.llms)
     planner = _Planner({**flags, "model": up.model}, config)
+    common = {"shared_cores": shared.cores, "shared_rows": shared.rows}
     for index, address in enumerate(encoder_addresses):
         name = _name("encoder", index, up.encoders)
-        planner.add(
-            ENCODER, name, address, threads=encoder_threads, shared_cores=core_table, llm=llm_addresses
-        )
+        planner.add(ENCODER, name, address, threads=encoder_threads, llm=llm_addresses, **common)
     for index, address in enumerate(llm_addresses):
         name = _name("llm", index, up.llms)
-        planner.add(LLM, name, address, threads=llm_threads, shared_cores=core_table)
+        planner.add(LLM, name, address, threads=llm_threads, **common)
     planner.add(GATEWAY, "gateway", _join(up.host, up.port), encoder=encoder_addresses, llm=llm_addresses)
     services = planner.services()
     return Plan(

@@ -27,6 +27,8 @@ def start_team(
     kernels: str,
     threads: int | None,
     shared_cores: str | None = None,
+    *,
+    gives_way: bool = False,
 ) -> Team | None:
     """A team of threads for a model, or None where torch is to compute.
 
@@ -35,6 +37,7 @@ def start_team(
         threads: None for torch's own number.
         shared_cores: file of the table through which services share the
             machine's cores, or None where there are no others.
+        gives_way: see `Team.share_cores`.
     """
     if device.type != "cpu" or kernels == "torch":
         return None
@@ -47,13 +50,13 @@ def start_team(
         logger.warning("torch computes, which is slower: %s", error)
         return None
     if shared_cores is not None:
-        _share_cores(team, Path(shared_cores))
+        _share_cores(team, Path(shared_cores), gives_way=gives_way)
     return team
 
 
-def _share_cores(team: Team, path: Path) -> None:
+def _share_cores(team: Team, path: Path, *, gives_way: bool) -> None:
     try:
-        team.share_cores(CoreTable(path), len(os.sched_getaffinity(0)))
+        team.share_cores(CoreTable(path), len(os.sched_getaffinity(0)), gives_way=gives_way)
     except OSError as error:
         logger.warning("cores are not shared by need, %s: %s", path, error)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llm_service.embedding_arena import EmbeddingArena
 from llm_service.engine.engine import Engine
 from llm_service.engine.messages import EngineStatus
 from llm_service.runner.load import load_runner
 from llm_service.runner.model_runner import ModelRunner
+from shared.embedding_arena import EmbeddingArena
 from tests.integration.engine_front import ARENA_BYTES, EngineFront, draw_picture, settings_for
 from tests.reference import ReferenceModel
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from llm_service.embedding_arena import EmbeddingArena
 from llm_service.engine.messages import (
     AddSequence,
     ArenaTensor,
@@ -30,6 +29,7 @@ from llm_service.engine.messages import (
 )
 from llm_service.engine.times_wish import TokenTimesWish
 from shared.checkpoint import find_checkpoint
+from shared.embedding_arena import EmbeddingArena
 from shared.families import load_family
 from shared.families.base import AudioClip, EncodedItem, ExpandedPrompt, Features, Hears
 from shared.families.writes_speech import WritesSpeech

@@ -15,7 +15,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from llm_service.embedding_arena import EmbeddingArena
 from llm_service.engine.frames import FRAME_HEADER, decode_to_front, encode_frame
 from llm_service.engine.messages import (
     CancelSequence,
@@ -26,6 +25,7 @@ from llm_service.engine.messages import (
     ToEngine,
     ToFront,
 )
+from shared.embedding_arena import EmbeddingArena
 from tests.checkpoints import build_tiny
 from tests.integration.engine_front import ARENA_BYTES, EngineFront, draw_picture, settings_for
 from tests.reference import ReferenceModel

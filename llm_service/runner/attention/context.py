@@ -48,7 +48,7 @@ class StepShape:
         lengths: int32 (sequences,), keys that the last token of each sees.
         mutual: spans of the step's tokens that see each other in both directions,
             in order; each lies within its sequence's tokens of this step.
-        reads_text: tokens of a prompt without items are among the step's.
+        reads_text: one of the chunks belongs to a prompt without items.
     """
 
     starts: list[int]

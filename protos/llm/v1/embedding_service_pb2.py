@@ -26,7 +26,7 @@ from protos.media.v1 import media_pb2 as protos_dot_media_dot_v1_dot_media__pb2
 from protos.tensor.v1 import tensor_pb2 as protos_dot_tensor_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%protos/llm/v1/embedding_service.proto\x12\rprotos.llm.v1\x1a\x1bprotos/media/v1/media.proto\x1a\x1dprotos/tensor/v1/tensor.proto\"\x84\x01\n\x14PutEmbeddingsRequest\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.protos.media.v1.EmbeddingsHeaderH\x00\x12.\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1d.protos.tensor.v1.TensorChunkH\x00\x42\x07\n\x05\x66rame\"\'\n\x15PutEmbeddingsResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\x32p\n\x10\x45mbeddingService\x12\\\n\rPutEmbeddings\x12#.protos.llm.v1.PutEmbeddingsRequest\x1a$.protos.llm.v1.PutEmbeddingsResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%protos/llm/v1/embedding_service.proto\x12\rprotos.llm.v1\x1a\x1bprotos/media/v1/media.proto\x1a\x1dprotos/tensor/v1/tensor.proto\"\xb2\x01\n\x14PutEmbeddingsRequest\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.protos.media.v1.EmbeddingsHeaderH\x00\x12.\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1d.protos.tensor.v1.TensorChunkH\x00\x12,\n\x06shared\x18\x03 \x01(\x0b\x32\x1a.protos.llm.v1.SharedChunkH\x00\x42\x07\n\x05\x66rame\"a\n\x0bSharedChunk\x12\x14\n\x0ctensor_index\x18\x01 \x01(\x05\x12\x13\n\x0b\x62yte_offset\x18\x02 \x01(\x03\x12\x12\n\nbyte_count\x18\x03 \x01(\x03\x12\x13\n\x0b\x66ile_offset\x18\x04 \x01(\x03\"\'\n\x15PutEmbeddingsResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\x32p\n\x10\x45mbeddingService\x12\\\n\rPutEmbeddings\x12#.protos.llm.v1.PutEmbeddingsRequest\x1a$.protos.llm.v1.PutEmbeddingsResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.llm.v1.embedding_ser
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PUTEMBEDDINGSREQUEST']._serialized_start=117
-  _globals['_PUTEMBEDDINGSREQUEST']._serialized_end=249
-  _globals['_PUTEMBEDDINGSRESPONSE']._serialized_start=251
-  _globals['_PUTEMBEDDINGSRESPONSE']._serialized_end=290
-  _globals['_EMBEDDINGSERVICE']._serialized_start=292
-  _globals['_EMBEDDINGSERVICE']._serialized_end=404
+  _globals['_PUTEMBEDDINGSREQUEST']._serialized_end=295
+  _globals['_SHAREDCHUNK']._serialized_start=297
+  _globals['_SHAREDCHUNK']._serialized_end=394
+  _globals['_PUTEMBEDDINGSRESPONSE']._serialized_start=396
+  _globals['_PUTEMBEDDINGSRESPONSE']._serialized_end=435
+  _globals['_EMBEDDINGSERVICE']._serialized_start=437
+  _globals['_EMBEDDINGSERVICE']._serialized_end=549
 # @@protoc_insertion_point(module_scope)

@@ -29,25 +29,65 @@ class PutEmbeddingsRequest(_message.Message):
 
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> _media_pb2.EmbeddingsHeader: ...
     @_builtins.property
     def chunk(self) -> _tensor_pb2.TensorChunk: ...
+    @_builtins.property
+    def shared(self) -> Global___SharedChunk: ...
     def __init__(
         self,
         *,
         header: _media_pb2.EmbeddingsHeader | None = ...,
         chunk: _tensor_pb2.TensorChunk | None = ...,
+        shared: Global___SharedChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "header", b"header"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "header", b"header", "shared", b"shared"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "header", b"header"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "header", b"header", "shared", b"shared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["header", "chunk", "shared"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
 Global___PutEmbeddingsRequest: _TypeAlias = PutEmbeddingsRequest  # noqa: Y015
+
+@_typing.final
+class SharedChunk(_message.Message):
+    """A run of bytes of one tensor, as TensorChunk, that lie in the shared file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENSOR_INDEX_FIELD_NUMBER: _builtins.int
+    BYTE_OFFSET_FIELD_NUMBER: _builtins.int
+    BYTE_COUNT_FIELD_NUMBER: _builtins.int
+    FILE_OFFSET_FIELD_NUMBER: _builtins.int
+    tensor_index: _builtins.int
+    """Index into the header's tensors."""
+    byte_offset: _builtins.int
+    """Position of the first byte within the tensor, in bytes. Chunks of either kind
+    arrive in order and without gaps.
+    """
+    byte_count: _builtins.int
+    """How many bytes, at most 1 MiB."""
+    file_offset: _builtins.int
+    """Where they begin in the file."""
+    def __init__(
+        self,
+        *,
+        tensor_index: _builtins.int = ...,
+        byte_offset: _builtins.int = ...,
+        byte_count: _builtins.int = ...,
+        file_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["byte_count", b"byte_count", "byte_offset", b"byte_offset", "file_offset", b"file_offset", "tensor_index", b"tensor_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedChunk: _TypeAlias = SharedChunk  # noqa: Y015
 
 @_typing.final
 class PutEmbeddingsResponse(_message.Message):

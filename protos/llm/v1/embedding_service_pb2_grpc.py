@@ -51,6 +51,12 @@ class EmbeddingServiceServicer:
         they are ready. The service reserves space on the header and reads no chunk
         before it has it, so that flow control holds the sender back. A stream that
         breaks off discards the partial item.
+
+        An encoder service on the same machine may hand rows over in shared memory. It
+        names its file in the metadata "percept-shared-rows"; a service that has found
+        that file in its own folder answers at once with the same metadata, and then
+        takes `shared` frames as well as chunks. The file's bytes stay as they are until
+        the call has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

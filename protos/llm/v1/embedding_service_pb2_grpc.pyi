@@ -41,6 +41,12 @@ class EmbeddingServiceStub:
     they are ready. The service reserves space on the header and reads no chunk
     before it has it, so that flow control holds the sender back. A stream that
     breaks off discards the partial item.
+
+    An encoder service on the same machine may hand rows over in shared memory. It
+    names its file in the metadata "percept-shared-rows"; a service that has found
+    that file in its own folder answers at once with the same metadata, and then
+    takes `shared` frames as well as chunks. The file's bytes stay as they are until
+    the call has ended.
     """
 
 @_typing.type_check_only
@@ -53,6 +59,12 @@ class EmbeddingServiceAsyncStub(EmbeddingServiceStub):
     they are ready. The service reserves space on the header and reads no chunk
     before it has it, so that flow control holds the sender back. A stream that
     breaks off discards the partial item.
+
+    An encoder service on the same machine may hand rows over in shared memory. It
+    names its file in the metadata "percept-shared-rows"; a service that has found
+    that file in its own folder answers at once with the same metadata, and then
+    takes `shared` frames as well as chunks. The file's bytes stay as they are until
+    the call has ended.
     """
 
 class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -68,6 +80,12 @@ class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
         they are ready. The service reserves space on the header and reads no chunk
         before it has it, so that flow control holds the sender back. A stream that
         breaks off discards the partial item.
+
+        An encoder service on the same machine may hand rows over in shared memory. It
+        names its file in the metadata "percept-shared-rows"; a service that has found
+        that file in its own folder answers at once with the same metadata, and then
+        takes `shared` frames as well as chunks. The file's bytes stay as they are until
+        the call has ended.
         """
 
 def add_EmbeddingServiceServicer_to_server(servicer: EmbeddingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -112,7 +112,7 @@ def test_the_engine_s_own_time_is_judged_as_a_share_of_the_step() -> None:
     found = Results(programs={"engine_cost": {"step_us": microseconds}})
     assert own_share(found) is None
     found.floors = {"busy_decode_ms": 100.0}
-    assert own_share(found) == Spread(0.015, 0.01, 0.02, 9)
+    assert own_share(found) == Spread(1.5, 1.0, 2.0, 9)
 
 
 def test_a_program_s_figure_may_be_a_number_or_a_spread() -> None:

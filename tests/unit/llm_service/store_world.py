@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from llm_service.embedding_arena import EmbeddingArena
 from llm_service.embedding_push import Push
 from llm_service.embedding_store import EmbeddingStore
 from llm_service.engine.messages import (
@@ -22,6 +21,7 @@ from llm_service.engine.messages import (
     OpenEmbeddings,
     ToEngine,
 )
+from shared.embedding_arena import EmbeddingArena
 from shared.errors import PerceptError
 from shared.families.base import MediaInfo
 from shared.wire import TensorLayout

@@ -7,7 +7,6 @@ import socket
 
 import pytest
 
-from llm_service.embedding_arena import EmbeddingArena
 from llm_service.engine.frames import FrameBuffer, decode_to_engine
 from llm_service.engine.messages import (
     AddSequence,
@@ -21,6 +20,7 @@ from llm_service.engine.messages import (
     TokenReport,
 )
 from llm_service.engine_client import MAX_BACKLOG_BYTES, EngineClient
+from shared.embedding_arena import EmbeddingArena
 from shared.errors import OverloadedError
 
 PROMPT_BYTES = 16 << 20

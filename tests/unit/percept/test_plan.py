@@ -10,6 +10,7 @@ import pytest
 from percept.launcher.plan import Plan, make_plan, split_cores
 from percept.launcher.process import service_environment
 from percept.launcher.ready import EXAMPLE_RECORDING, EXAMPLE_REQUEST, example_command, ready_line
+from percept.launcher.shared_paths import SharedPaths
 from percept.up_settings import UpSettings
 from shared.settings import ConfigFile, SettingsError
 from tests.stack import free_port
@@ -27,12 +28,12 @@ def test_services_of_a_kind_share_all_cores(cores: int, services: int, expected:
     assert split_cores(cores, services) == expected
 
 
-def test_encoders_and_llms_share_one_table_of_cores() -> None:
+def test_encoders_and_llms_share_one_table_of_cores_and_one_folder_of_rows() -> None:
     flags: dict[str, str] = {}
     up = UpSettings(model="some-model", port=free_port(), encoders=2)
-    plan = make_plan(up, flags, ConfigFile(), "/somewhere/table")
-    tables = [getattr(service.settings, "shared_cores", None) for service in plan.services]
-    assert tables == ["/somewhere/table"] * 3 + [None]
+    plan = make_plan(up, flags, ConfigFile(), SharedPaths("/somewhere/table", "/somewhere/rows"))
+    for name, path in (("shared_cores", "/somewhere/table"), ("shared_rows", "/somewhere/rows")):
+        assert [getattr(service.settings, name, None) for service in plan.services] == [path] * 3 + [None]
 
 
 def test_every_service_gets_its_place_and_its_peers() -> None:

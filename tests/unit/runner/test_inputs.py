@@ -97,9 +97,9 @@ def test_fresh_blocks_are_those_begun_and_not_filled() -> None:
 def test_says_whether_a_prompt_without_items_is_read() -> None:
     """The answer's tokens are no prompt, and whoever shows something is not read for its text alone."""
     decoding = ScheduledSequence(make(2, [7], [6]), 2, 1, True)
-    last_token = ScheduledSequence(make(5, [], [1, 2]), 4, 1, True)
+    chunk = ScheduledSequence(make(5, [], [1, 2]), 0, 3, False)
     showing = make(10, [], [3, 4, 5])
     showing.spans.append(SpanMessage("a picture", 0, 4))
     assert not fill(decoding).shape.reads_text
     assert not fill(decoding, ScheduledSequence(showing, 0, 8, False)).shape.reads_text
-    assert fill(decoding, last_token).shape.reads_text
+    assert fill(decoding, chunk).shape.reads_text

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_service.embedding_arena import ALIGNMENT, EmbeddingArena
+from shared.embedding_arena import ALIGNMENT, EmbeddingArena
 
 
 @pytest.fixture

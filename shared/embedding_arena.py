@@ -1,7 +1,7 @@
-"""The shared memory that embedding rows lie in while they wait for their prefill.
+"""Shared memory that embedding rows lie in: on their way to an LLM service, and there until their prefill.
 
-One sparse memory file of a fixed virtual size: the front process allocates,
-writes and frees regions in it, the engine process maps the same file and only
+One sparse memory file of a fixed virtual size: one process allocates,
+writes and frees regions in it, others map or read the same file and only
 reads. Freeing gives the memory back to the machine at once.
 
 Knows bytes and offsets. Knows neither items nor budgets: the virtual size is a
@@ -66,6 +66,14 @@ class EmbeddingArena:
             byte_count: the creator's `byte_count`.
         """
         return cls(fd, byte_count, writable=False)
+
+    def check_frees(self) -> None:
+        """Gives back a page that nobody has used.
+
+        Raises:
+            OSError: the file system cannot give memory of a file back.
+        """
+        self._map.madvise(mmap.MADV_REMOVE, self.byte_count - ALIGNMENT, ALIGNMENT)
 
     def allocate(self, byte_count: int) -> int | None:
         """Takes a region and returns its offset, or None where no gap is long enough."""
