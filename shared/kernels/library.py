@@ -78,7 +78,7 @@ class Team:
         Args:
             core_count: cores that all of them have together.
             gives_way: leaves cores to teams that are urgent: where they want all of them it pauses between
-                two operations, for two seconds in a row and, after that, four fifths of the time at most.
+                two operations, for a second in a row and, after that, half of the time at most.
         """
         self._table = table  # mapped as long as the team is there
         self._share(self._team, table.address, PLACE_COUNT, table.own_place, core_count, gives_way)

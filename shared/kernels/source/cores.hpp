@@ -28,8 +28,8 @@ class CoreShare {
   public:
     static constexpr int64_t PAUSE = 1'000'000;       // ns; between two steps a service is still at work
     static constexpr int64_t SILENCE = 2'000'000'000; // ns; a service that says nothing for so long has died
-    static constexpr int64_t PATIENCE = 4;            // waits for so many times as long as it went on before,
-    static constexpr int64_t MOST = 2'000'000'000;    // ns; but never for longer than this in a row
+    static constexpr int64_t PATIENCE = 1;            // waits for so many times as long as it went on before,
+    static constexpr int64_t MOST = 1'000'000'000;    // ns; but never for longer than this in a row
     static constexpr int64_t GLANCE = 200'000;        // ns; how often who waits looks whether it may go on
 
     CoreShare(CorePlace *places, int count, int own, int cores, bool gives_way)

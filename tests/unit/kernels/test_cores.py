@@ -88,13 +88,13 @@ def test_results_are_the_same_however_many_take_part(tmp_path: Path) -> None:
 def _sharing(
     tmp_path: Path, *, threads: int = 2, cores: int = 2, gives_way: bool = True
 ) -> tuple[CoreTable, Team]:
-    """A team whose patience is two seconds, as it has gone on for long enough."""
+    """A team whose patience is a second, as it has gone on for long enough."""
     path = tmp_path / "table"
     path.touch()
     table = CoreTable(path)
     team = Library(built_library()).make_team(threads)
     team.share_cores(table, cores, gives_way=gives_way)
-    time.sleep(0.6)
+    time.sleep(1.2)
     return table, team
 
 
@@ -130,21 +130,21 @@ def test_leaves_as_many_cores_as_the_urgent_have_threads(tmp_path: Path) -> None
     table, team = _sharing(tmp_path, threads=8, cores=8)
     for threads, left in ((1, 4), (5, 3), (7, 1)):
         _pretend_urgent(table, threads)
-        assert _seconds(team, left) < 1.0
+        assert _seconds(team, left) < 0.7
     _pretend(table, 2, busy=1, seconds_ago=-60)
     _cell(table, 2, 3).value = 3
     _pretend_urgent(table, 4)
-    assert _seconds(team, 1) < 1.0, "two that are urgent together"
+    assert _seconds(team, 1) < 0.7, "two that are urgent together"
 
 
 def test_does_not_give_way_for_ever(tmp_path: Path) -> None:
     table, team = _sharing(tmp_path)
     _pretend_urgent(table)
-    assert 1.9 < _seconds(team, 1) < 2.4
+    assert 0.95 < _seconds(team, 1) < 1.15
     begin = time.monotonic()
-    time.sleep(0.05)
+    time.sleep(0.3)
     went_on = time.monotonic() - begin
-    assert 3 * went_on < _seconds(team, 1) < 5 * went_on + 0.5
+    assert 0.25 < _seconds(team, 1) < 1.2 * went_on + 0.2
 
 
 def test_a_program_waits_between_its_operations(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_program_waits_between_its_operations(tmp_path: Path) -> None:
     source, weight = torch.randn(7, 64), torch.randn(64, 64)
     outputs = [torch.zeros(7, 64) for _ in range(3)]
     packed = pack_matrix(team, weight)
-    time.sleep(0.6)
+    time.sleep(1.2)
     program = Program(team, torch.float32, len(outputs))
     for before, after in zip([source, *outputs], outputs, strict=False):
         program.linear(Count(7), before, packed, after)
@@ -170,13 +170,13 @@ def test_a_program_waits_between_its_operations(tmp_path: Path) -> None:
 def test_a_mark_that_was_left_holds_nobody_up(tmp_path: Path, busy: int, seconds_ago: float) -> None:
     table, team = _sharing(tmp_path)
     _pretend_urgent(table, busy=busy, seconds_ago=seconds_ago)
-    assert _seconds(team, 2) < 1.0
+    assert _seconds(team, 2) < 0.7
 
 
 def test_others_than_encoders_wait_for_nobody(tmp_path: Path) -> None:
     table, team = _sharing(tmp_path, gives_way=False)
     _pretend_urgent(table)
-    assert _seconds(team, 1) < 1.0
+    assert _seconds(team, 1) < 0.7
 
 
 def test_a_team_marks_itself_with_its_threads(tmp_path: Path) -> None:
