@@ -211,9 +211,7 @@ def _load_tower(family: Family, device: torch.device, dtype: torch.dtype, settin
 
     with reporting_to(lambda done: logger.info("loading encoder %.0f %%: its weights", 100 * done)):
         tower = family.tower(device, dtype)
-    team = start_team(
-        device, dtype, settings.kernels, settings.threads, settings.shared_cores, gives_way=True
-    )
+    team = start_team(device, dtype, settings.kernels, settings.threads, settings.shared_cores)
     if team is not None and tower.use_kernels(team):
         leave_cores_to(team)
     return tower

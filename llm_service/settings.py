@@ -35,8 +35,7 @@ class LlmSettings(ServiceSettings):
     shared_cores: str | None = Field(
         None,
         description="File through which services on this machine share its cores: each takes its part while "
-        "others compute, and all while they do not; encoders give way while prompts of text "
-        "are read. percept up makes one.",
+        "others compute, and all while they do not. percept up makes one.",
     )
     shared_rows: str | None = Field(
         None,

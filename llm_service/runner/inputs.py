@@ -137,7 +137,6 @@ class InputBuffers:
             query_starts=self._query_starts.publish(slice(len(items) + 1)),
             lengths=self._lengths.publish(slice(len(items))),
             mutual=tuple(_mutual_spans(items)),
-            reads_text=any(not item.sequence.spans for item in items[decode_count:]),
         )
 
     def _fresh_blocks(self, items: list[ScheduledSequence]) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The table through which services on one machine share its cores.
 
-Knows places in a file, who holds them and who is urgent. Does not know how a service
-computes: source/cores.hpp reads and writes the rest.
+Knows places in a file and who holds them. Does not know how a service computes:
+source/cores.hpp reads and writes the places.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 
 PLACE_COUNT = 64
 PLACE_BYTES = 64
-URGENT_OFFSET = 24
 TABLE_BYTES = PLACE_COUNT * PLACE_BYTES
 
 
@@ -42,18 +41,11 @@ class CoreTable:
             ]
             try:
                 self.own_place = self._free_place()
-                own = self.own_place * PLACE_BYTES
-                self._urgent = ctypes.c_int64.from_buffer(self._memory, own + URGENT_OFFSET)
-                self.set_urgent(0)  # who held the place before may have died while it was
                 self._holders[self.own_place].value = os.getpid()
             finally:
                 # The mapping keeps the file open, and with it the lock.
                 fcntl.flock(file, fcntl.LOCK_UN)
         self.address = ctypes.addressof(self._holders[0])
-
-    def set_urgent(self, threads: int) -> None:
-        """Says to how many threads of this process others are to give way from now on; 0 for none."""
-        self._urgent.value = threads
 
     def _free_place(self) -> int:
         for place, holder in enumerate(self._holders):

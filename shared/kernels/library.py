@@ -28,7 +28,7 @@ class Library:
         pointer, count = ctypes.c_void_p, ctypes.c_int64
         self._declare("percept_make_team", [ctypes.c_int], pointer)
         self._declare("percept_drop_team", [pointer], None)
-        self._declare("percept_share_cores", [pointer, pointer, *[ctypes.c_int] * 4], None)
+        self._declare("percept_share_cores", [pointer, pointer, *[ctypes.c_int] * 3], None)
         self._declare("percept_next_part", [pointer], ctypes.c_int)
         self._declare("percept_run", [pointer, ctypes.POINTER(Operation), count], None)
         for struct, name in ((Operation, "operation"), (AttentionPlan, "attention")):
@@ -68,28 +68,20 @@ class Team:
         self._run = library.percept_run
         self._share = library.percept_share_cores
         self._next_part = library.percept_next_part
-        self._table: CoreTable | None = None
         # At the end of the process its threads end anyway, and one may still be computing.
         finalize(self, library.percept_drop_team, self._team).atexit = False
 
-    def share_cores(self, table: CoreTable, core_count: int, *, gives_way: bool = False) -> None:
+    def share_cores(self, table: CoreTable, core_count: int) -> None:
         """Takes only its part of the cores while other teams of a table compute.
 
         Args:
             core_count: cores that all of them have together.
-            gives_way: leaves cores to teams that are urgent: where they want all of them it pauses between
-                two operations, for a second in a row and, after that, half of the time at most.
         """
         self._table = table  # mapped as long as the team is there
-        self._share(self._team, table.address, PLACE_COUNT, table.own_place, core_count, gives_way)
-
-    def set_urgent(self, urgent: bool) -> None:
-        """Says whether others are to give way to what this team computes from now on."""
-        if self._table is not None:
-            self._table.set_urgent(self.size if urgent else 0)
+        self._share(self._team, table.address, PLACE_COUNT, table.own_place, core_count)
 
     def next_part(self) -> int:
-        """Threads that a program would get now, waited for as a program would."""
+        """Threads that a program would get now."""
         part: int = self._next_part(self._team)
         return part
 

@@ -27,8 +27,6 @@ def start_team(
     kernels: str,
     threads: int | None,
     shared_cores: str | None = None,
-    *,
-    gives_way: bool = False,
 ) -> Team | None:
     """A team of threads for a model, or None where torch is to compute.
 
@@ -37,7 +35,6 @@ def start_team(
         threads: None for torch's own number.
         shared_cores: file of the table through which services share the
             machine's cores, or None where there are no others.
-        gives_way: see `Team.share_cores`.
     """
     if device.type != "cpu" or kernels == "torch":
         return None
@@ -50,13 +47,13 @@ def start_team(
         logger.warning("torch computes, which is slower: %s", error)
         return None
     if shared_cores is not None:
-        _share_cores(team, Path(shared_cores), gives_way=gives_way)
+        _share_cores(team, Path(shared_cores))
     return team
 
 
-def _share_cores(team: Team, path: Path, *, gives_way: bool) -> None:
+def _share_cores(team: Team, path: Path) -> None:
     try:
-        team.share_cores(CoreTable(path), len(os.sched_getaffinity(0)), gives_way=gives_way)
+        team.share_cores(CoreTable(path), len(os.sched_getaffinity(0)))
     except OSError as error:
         logger.warning("cores are not shared by need, %s: %s", path, error)
 

@@ -48,7 +48,6 @@ class StepShape:
         lengths: int32 (sequences,), keys that the last token of each sees.
         mutual: spans of the step's tokens that see each other in both directions,
             in order; each lies within its sequence's tokens of this step.
-        reads_text: one of the chunks belongs to a prompt without items.
     """
 
     starts: list[int]
@@ -59,7 +58,6 @@ class StepShape:
     query_starts: torch.Tensor
     lengths: torch.Tensor
     mutual: tuple[MutualSpan, ...] = ()
-    reads_text: bool = False
 
 
 class StepAttention(Protocol):

@@ -105,8 +105,6 @@ class CpuDecoder:
         self._sequences.value = len(context.shape.counts)
         self._layers.bind(positions, context.shape)
         self._layers.bind_extras([] if extras is None else [extras[name] for name in self.extra_widths])
-        # Who asks without a picture should not wait for those of others.
-        self._team.set_urgent(context.shape.reads_text)
         self._layers.program.run()
         return self._normed[:count]
 

@@ -331,8 +331,8 @@ __attribute__((visibility("default"))) void *percept_make_team(int threads) {
 
 // The team takes its part of `cores` from now on: `own` of `count` places is its own.
 __attribute__((visibility("default"))) void percept_share_cores(void *team, void *places, int count, int own,
-                                                                int cores, int gives_way) {
-    ((Team *)team)->share(CoreShare((CorePlace *)places, count, own, cores, gives_way != 0));
+                                                                int cores) {
+    ((Team *)team)->share(CoreShare((CorePlace *)places, count, own, cores));
 }
 
 // Threads that a job would get now.

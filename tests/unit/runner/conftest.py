@@ -85,14 +85,10 @@ def tinies(tmp_path_factory: pytest.TempPathFactory) -> Tinies:
     return make
 
 
-def make_tiny(folder: Path, **settings: object) -> Tiny:
-    """Loads a checkpoint twice: all of it for the reference, its LLM half for the driver.
-
-    Args:
-        settings: what is to differ from `settings_for`.
-    """
+def make_tiny(folder: Path) -> Tiny:
+    """Loads a checkpoint twice: all of it for the reference, its LLM half for the driver."""
     checkpoint = Checkpoint(folder)
-    driver = Driver(checkpoint, **settings)
+    driver = Driver(checkpoint)
     pictures = [picture(0), picture(1), picture(2, width=140, height=84)]
     for index, each in enumerate(pictures):
         driver.rows.items[f"p{index}"] = checkpoint.encode(each)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from llm_service.engine.messages import SamplingSettings
-from llm_service.engine.sequence import Sequence
 from llm_service.runner.attention.registration import ATTENTION_NAME, register_attention
 from llm_service.runner.cpu.decoder import CpuDecoder
 from llm_service.runner.cpu.weights import obstacle, take_weights
@@ -22,7 +20,6 @@ from shared.checkpoint import read_checkpoint
 from shared.families import load_family
 from shared.families.decoder import Decoder
 from shared.kernels.build import built_library
-from shared.kernels.cores import URGENT_OFFSET
 from shared.kernels.library import Library
 from tests.checkpoints import build_tiny
 from tests.families.parts.weights import randomise
@@ -272,22 +269,3 @@ def test_a_model_without_a_compiler(
     assert "torch computes, which is slower: /bin/false --version failed (1)" in caplog.text
     prompt = tinies("llava").prompt(0, "hello")
     assert driver.generate([driver.add(prompt)], 4) == [tinies("llava").expected(prompt, [], 4)]
-
-
-def test_others_give_way_to_prompts_of_text_alone(tmp_path: Path) -> None:
-    """Not to prompts that show something, whose encoder would have to, nor to answers."""
-    cores = tmp_path / "cores"
-    cores.touch()
-    tiny = make_tiny(build_tiny("llava", tmp_path / "model"), shared_cores=str(cores))
-    assert is_on_kernels(tiny.driver)
-
-    def is_urgent_after(sequence: Sequence, count: int) -> bool:
-        tiny.driver.step([(sequence, count)])
-        (urgent,) = struct.unpack_from("q", cores.read_bytes(), URGENT_OFFSET)
-        return bool(urgent)
-
-    text, picture = (_add_prompt(tiny, case) for case in CASES[:2])
-    assert is_urgent_after(text, 3)
-    assert not is_urgent_after(picture, 1000)
-    assert is_urgent_after(text, 1000), "the prompt's end"
-    assert not is_urgent_after(text, 1)

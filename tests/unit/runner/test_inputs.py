@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from llm_service.engine.batch import ScheduledBatch, ScheduledSequence
-from llm_service.engine.messages import AddSequence, SamplingSettings, SpanMessage, StoppingSettings
+from llm_service.engine.messages import AddSequence, SamplingSettings, StoppingSettings
 from llm_service.engine.sequence import Sequence
 from llm_service.runner.inputs import InputBuffers, StepInputs
 
@@ -92,14 +92,3 @@ def test_fresh_blocks_are_those_begun_and_not_filled() -> None:
     assert fill(ScheduledSequence(make(10, [], [3, 4, 5]), 2, 1, False)).fresh_blocks.tolist() == []
     assert fill(ScheduledSequence(make(10, [], [3, 4, 5]), 4, 1, False)).fresh_blocks.tolist() == [4]
     assert fill(ScheduledSequence(make(10, [], [3, 4, 5]), 6, 1, False)).fresh_blocks.tolist() == []
-
-
-def test_says_whether_a_prompt_without_items_is_read() -> None:
-    """The answer's tokens are no prompt, and whoever shows something is not read for its text alone."""
-    decoding = ScheduledSequence(make(2, [7], [6]), 2, 1, True)
-    chunk = ScheduledSequence(make(5, [], [1, 2]), 0, 3, False)
-    showing = make(10, [], [3, 4, 5])
-    showing.spans.append(SpanMessage("a picture", 0, 4))
-    assert not fill(decoding).shape.reads_text
-    assert not fill(decoding, ScheduledSequence(showing, 0, 8, False)).shape.reads_text
-    assert fill(decoding, chunk).shape.reads_text
